@@ -1,0 +1,83 @@
+"""Keys and values of the context, computed once per sampling run and branch.
+
+Nothing before the target depends on the noise, so a run computes it once and every step attends to it. The conditional and
+the unconditional branch share what stands before the prompt (system prompt and media), so that is computed and kept once.
+The store is made by a wrapper around the sampling run and dies with it, interrupted or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+import comfy.patcher_extension
+
+from .sequence import Segment, Sequence
+from .transformer import KeyValues, Run
+
+STORE = "lance_context"  # its place in the run's transformer_options
+
+
+def runs(segments: tuple[Segment, ...]) -> list[Run]:
+    """Attention runs of context segments: neighbouring text is one causal run, a block is a full one."""
+    out: list[Run] = []
+    for segment in segments:
+        if segment.is_text and out and out[-1].causal:
+            out[-1] = Run(True, out[-1].und + len(segment), 0)
+        elif len(segment):
+            out.append(Run(segment.is_text, segment.embedded, segment.latents))
+    return out
+
+
+@dataclass
+class Context:
+    """Pieces of keys and values whose concatenation is the context, and how many tokens of the first are the head."""
+
+    pieces: list[KeyValues]
+    head: int
+
+    def head_pieces(self) -> list[KeyValues]:
+        return [[(k[:, :, : self.head], v[:, :, : self.head]) for k, v in self.pieces[0]]] if self.head else []
+
+
+class ContextStore:
+    """Contexts and target tables of one sampling run. Keys are (sequence, variant), sequences being compared by identity."""
+
+    def __init__(self):
+        self._contexts: dict[tuple, Context] = {}
+        self._targets: dict[tuple, object] = {}
+
+    def context(self, sequence: Sequence, variant: tuple, compute: Callable[[int, list[KeyValues]], KeyValues]) -> list[KeyValues]:
+        """The sequence's keys and values; `compute(first, past)` makes those from segment `first` on.
+
+        `variant` names all else that they depend on: the device, and the weights where hooks change them.
+        """
+        context = self._contexts.get((sequence, variant))
+        if context is None:
+            shared = next((c for (other, v), c in self._contexts.items() if v == variant and sequence.shares_head(other)), None)
+            if shared is None:
+                head = sum(len(s) for s in sequence.segments[: sequence.head])
+                context = Context([compute(0, [])], head)
+            else:
+                past = shared.head_pieces()
+                context = Context([*past, compute(sequence.head if past else 0, past)], shared.head)
+            self._contexts[(sequence, variant)] = context
+        return context.pieces
+
+    def target(self, key: tuple, compute: Callable[[], object]) -> object:
+        if key not in self._targets:
+            self._targets[key] = compute()
+        return self._targets[key]
+
+
+def outer_sample_wrapper(executor, *args, **kwargs):
+    """Gives the sampling run a store of its own. The guider's model_options are a copy made for this run."""
+    executor.class_obj.model_options["transformer_options"][STORE] = ContextStore()
+    return executor(*args, **kwargs)
+
+
+def add_to(patcher) -> None:
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, STORE, outer_sample_wrapper)
+
+

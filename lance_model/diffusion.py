@@ -1,0 +1,145 @@
+"""The MODEL: Lance's generation side as ComfyUI samples it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.supported_models_base
+
+from .context import STORE, ContextStore, runs
+from .positions import latent_position_tables, position_ids, rotary_frequencies
+from .sequence import LATENT_LABELS, Segment, Sequence
+from .transformer import KeyValues, LanceTransformer
+
+CONDITIONING = "lance_sequence"  # the plan's place in a CONDITIONING
+
+
+class Lance(comfy.model_base.BaseModel):
+    """Rectified flow on Wan 2.2 latents [B, 48, t, h, w], conditioned on an interleaved sequence."""
+
+    def __init__(self, model_config, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=LanceTransformer)
+
+    def extra_conds(self, **kwargs) -> dict:
+        sequence = self._sequence(kwargs)
+        out = {"sequence": comfy.conds.CONDConstant(sequence)}
+        mask = kwargs.get("denoise_mask")
+        if mask is not None:
+            out["denoise_mask"] = comfy.conds.CONDNoiseShape(mask[:, :1])
+        return out
+
+    def _sequence(self, conditioning: dict) -> Sequence:
+        sequence, embeddings = conditioning.get(CONDITIONING), conditioning.get("cross_attn")
+        if sequence is None:
+            raise ValueError(
+                "Lance cannot read this conditioning: it was not encoded with Lance's CLIP. "
+                "Connect the CLIP output of Load Lance to the node that encodes the prompt.")
+        if embeddings is not sequence.embeddings and not torch.equal(embeddings.cpu(), sequence.embeddings.cpu()):
+            raise ValueError(
+                "A node between the prompt and the sampler has changed Lance's conditioning (averaging, concatenating and "
+                "zeroing out do not work on an interleaved sequence). Write one prompt instead, combine with Conditioning "
+                "(Combine), or use an empty prompt for the unconditional branch.")
+        if embeddings.shape[-1] != self.diffusion_model.hidden:
+            raise ValueError(
+                f"The prompt was encoded with a Lance of width {embeddings.shape[-1]}, but this MODEL has width "
+                f"{self.diffusion_model.hidden}. Take MODEL and CLIP from the same Load Lance node.")
+        return sequence
+
+    def process_timestep(self, timestep, denoise_mask=None, **kwargs):
+        """τ in [0, 1]: one per sample, or one per token where a mask keeps some places clean (τ = 0)."""
+        tau = timestep / getattr(self.model_sampling, "multiplier", 1.0)
+        return tau if denoise_mask is None else tau[:, None] * denoise_mask.flatten(1)
+
+    def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
+        return latent_image
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequence=None, **kwargs):
+        store = transformer_options.get(STORE) or ContextStore()
+        device, dtype, grid = x.device, self.get_dtype_inference(), tuple(x.shape[2:])
+        past = store.context(
+            sequence, (device, *self._hook_strengths()),
+            lambda first, past: self._context(sequence, first, past, device, dtype))
+        brackets, frequencies, tables = store.target(
+            (sequence, grid, device), lambda: self._target(sequence, grid, device, dtype))
+        return super()._apply_model(
+            x, t, control=control, transformer_options=transformer_options,
+            brackets=brackets, frequencies=frequencies, tables=tables, past=past, **kwargs)
+
+    def _hook_strengths(self) -> list[tuple]:
+        """What identifies the weights in use while hooks (scheduled LoRAs) change them."""
+        hooks = self.current_patcher.current_hooks if self.current_patcher is not None else None
+        return [(hook.hook_ref, hook.strength) for hook in hooks.hooks] if hooks is not None else []
+
+    def _context(self, sequence: Sequence, first: int, past: list[KeyValues], device, dtype) -> KeyValues:
+        """Keys and values of the context's segments from `first` on."""
+        context = sequence.context
+        segments, skipped = context[first:], sum(s.embedded for s in context[:first])
+        und = sequence.embeddings[:, skipped : skipped + sum(s.embedded for s in segments)]
+        gen = [self._clean_latents(s, device, dtype) for s in segments if s.latents]
+        frequencies = self._frequencies(segments, position_ids(sequence.without_target())[first:], device)
+        model = self.diffusion_model
+        known, _ = model.context(
+            und.to(device, dtype), torch.cat(gen, dim=1) if gen else None, frequencies, runs(segments), past)
+        return known
+
+    def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
+        latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)
+        tables = latent_position_tables(segment.grid, self.diffusion_model.hidden, device, dtype)
+        return self.diffusion_model.embed_latents(latent, torch.zeros(1, device=device), tables)
+
+    def _target(self, sequence: Sequence, grid, device, dtype) -> tuple:
+        """The target's bracket embeddings, rotary frequencies and position tables."""
+        placed = sequence.with_target(grid)
+        frequencies = self._frequencies(placed.segments[-1:], position_ids(placed)[-1:], device)
+        tables = latent_position_tables(grid, self.diffusion_model.hidden, device, dtype)
+        return sequence.embeddings[:, -2:].to(device, dtype), frequencies, tables
+
+    def _frequencies(self, segments, positions: list[torch.Tensor], device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary frequencies of the understanding and of the generation stream."""
+        und, gen = [], [torch.empty(3, 0, dtype=torch.int64)]
+        for segment, p in zip(segments, positions):
+            if segment.label in LATENT_LABELS:
+                und.append(p[:, [0, -1]])
+                gen.append(p[:, 1:-1])
+            else:
+                und.append(p)
+        head_dim = self.diffusion_model.head_dim
+        return tuple(rotary_frequencies(torch.cat(p, dim=1), head_dim, device) for p in (und, gen))
+
+    def extra_conds_shapes(self, **kwargs) -> dict:
+        sequence = kwargs.get(CONDITIONING)
+        return {} if sequence is None else {"context": [1, 1, sum(len(s) for s in sequence.context)]}
+
+    def memory_required(self, input_shape, cond_shapes={}) -> float:
+        """Bytes of activations and of context keys and values, beside the weights.
+
+        A target token holds, at its widest, the three inner vectors of SwiGLU beside a few of the hidden size, and its
+        keys and values once joined with the context's.
+        """
+        model, size = self.diffusion_model, comfy.model_management.dtype_size(self.get_dtype_inference())
+        target = input_shape[0] * math.prod(input_shape[2:])
+        context = sum(math.prod(shape) for shape in cond_shapes.get("context", []))
+        kv = 2 * model.kv_heads * model.head_dim
+        activations = target * (3 * model.inner + 8 * model.hidden + 2 * kv + 4 * model.head_dim)
+        widest = max((math.prod(shape) for shape in cond_shapes.get("context", [])), default=0)
+        activations = max(activations, widest * (3 * model.inner + 8 * model.hidden + 2 * kv))
+        return 1.2 * size * (activations + input_shape[0] * context * 2 * kv) + size * context * kv * len(model.layers)
+
+
+class LanceConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI asks of a model: noise schedule, latent space, dtypes."""
+
+    unet_config = {"image_model": "lance"}
+    unet_extra_config = {}
+    sampling_settings = {"shift": 3.5, "multiplier": 1.0}
+    latent_format = comfy.latent_formats.Wan22
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def get_model(self, state_dict, prefix="", device=None) -> Lance:
+        return Lance(self, device=device)

@@ -1,0 +1,122 @@
+"""The interleaved sequence that Lance reads, as plain data.
+
+    <|im_start|>system\\n{system}<|im_end|>\\n<|im_start|>user\\n{media blocks}{prompt}<|im_end|>\\n<|im_start|>assistant\\n{target}
+
+A sequence is an ordered list of segments: text, or media blocks of one token per latent position or merged vision patch
+between two bracket tokens. Text, brackets and vision tokens go through the understanding expert; latents go through the
+generation expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+
+IM_START, IM_END = 151644, 151645
+VISION_START, VISION_END, VIDEO_PAD = 151652, 151653, 151656
+TEXT_VOCABULARY = 151665  # rows of the embedding from here on are no tokens
+
+Grid = tuple[int, int, int]
+
+
+class Label(IntEnum):
+    """Modality labels, numbered as in the model's training data."""
+
+    TEMPLATE = -1
+    PROMPT = 0
+    TARGET = 1
+    SOURCE = 2
+    REFERENCE = 3
+    VISION = 4
+
+
+LATENT_LABELS = (Label.TARGET, Label.SOURCE, Label.REFERENCE)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A stretch of the sequence with one label.
+
+    Text has `ids`. A block has the `grid` (frames, height, width) of the tokens between its brackets, in latent units or
+    in merged vision patches, and a source or reference its `latent` [1, 48, t, h, w] as the VAE returned it.
+    """
+
+    label: Label
+    ids: tuple[int, ...] = ()
+    grid: Grid | None = None
+    latent: torch.Tensor | None = None
+
+    @property
+    def is_text(self) -> bool:
+        return self.label in (Label.TEMPLATE, Label.PROMPT)
+
+    @property
+    def inner(self) -> int:
+        """Number of tokens between the brackets of a block; 0 for text."""
+        return 0 if self.is_text else self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def latents(self) -> int:
+        """Number of tokens that go through the generation expert."""
+        return self.inner if self.label in LATENT_LABELS else 0
+
+    @property
+    def embedded(self) -> int:
+        """Number of tokens that go through the understanding expert."""
+        return len(self) - self.latents
+
+    def __len__(self) -> int:
+        return len(self.ids) if self.is_text else self.inner + 2
+
+    def token_ids(self) -> tuple[int, ...]:
+        return self.ids if self.is_text else (VISION_START, *[VIDEO_PAD] * self.inner, VISION_END)
+
+    def same(self, other: Segment) -> bool:
+        """Whether both stand for the same tokens, embeddings of vision tokens aside."""
+        if (self.label, self.ids, self.grid) != (other.label, other.ids, other.grid):
+            return False
+        return self.latent is other.latent or (self.latent is not None and torch.equal(self.latent, other.latent))
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """Segments and the `embeddings` [1, n, hidden] of their n understanding tokens, in order.
+
+    The target, where there is one, is the last segment and has no grid until sampling starts. `head` counts the segments
+    before the prompt: the conditional and the unconditional branch share them. Without `mape` positions are plain mRoPE.
+    """
+
+    segments: tuple[Segment, ...]
+    embeddings: torch.Tensor | None = None
+    head: int = 0
+    mape: bool = True
+
+    @property
+    def context(self) -> tuple[Segment, ...]:
+        """All segments that do not depend on the noise."""
+        return tuple(s for s in self.segments if s.label != Label.TARGET)
+
+    def with_target(self, grid: Grid) -> Sequence:
+        target = replace(self.segments[-1], grid=tuple(grid))
+        return replace(self, segments=(*self.segments[:-1], target))
+
+    def without_target(self) -> Sequence:
+        return replace(self, segments=self.context)
+
+    def token_ids(self) -> list[int]:
+        return [i for segment in self.segments for i in segment.token_ids()]
+
+    def labels(self) -> list[int]:
+        return [int(segment.label) for segment in self.segments for _ in range(len(segment))]
+
+    def head_embeddings(self) -> torch.Tensor:
+        return self.embeddings[:, : sum(s.embedded for s in self.segments[: self.head])]
+
+    def shares_head(self, other: Sequence) -> bool:
+        """Whether keys and values of the head are the same in both sequences."""
+        if self.head != other.head or self.mape != other.mape:
+            return False
+        pairs = zip(self.segments[: self.head], other.segments[: other.head])
+        return all(a.same(b) for a, b in pairs) and torch.equal(self.head_embeddings(), other.head_embeddings())

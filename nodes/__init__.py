@@ -1,0 +1,22 @@
+"""The nodes. One feature a file; each exports NODES."""
+
+import os
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from . import encode, guidance, latent, loader
+
+NODES = [*loader.NODES, *encode.NODES, *latent.NODES, *guidance.NODES]
+
+
+class LanceExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folder_paths.add_model_folder_path(loader.FOLDER, os.path.join(folder_paths.models_dir, loader.FOLDER))
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> LanceExtension:
+    return LanceExtension()

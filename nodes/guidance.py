@@ -1,0 +1,67 @@
+"""Lance's guidance and its exact noise schedule."""
+
+from __future__ import annotations
+
+import torch
+
+from comfy_api.latest import io
+
+from ..lance_model import guidance
+
+
+class LanceGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        start, end = guidance.INTERVAL
+        return io.Schema(
+            node_id="LanceGuidance",
+            display_name="Lance Guidance",
+            category="Lance",
+            description="Changes when Lance applies CFG and how it renormalises the result. Load Lance already sets the model's defaults.",
+            search_aliases=["cfg interval", "cfg renorm", "rescale cfg", "guidance"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Float.Input("start", default=start, min=0.0, max=1.0, step=0.01,
+                               tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. Outside, one pass a step is saved."),
+                io.Float.Input("end", default=end, min=0.0, max=1.0, step=0.01),
+                io.Combo.Input("renormalisation", options=list(guidance.RENORMALISATIONS),
+                               tooltip="Keeps the guided velocity from growing beyond the conditional one: over the whole latent (global), "
+                                       "per token (channel) or not at all."),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, start: float, end: float, renormalisation: str) -> io.NodeOutput:
+        model = model.clone()
+        guidance.apply(model, (start, end), renormalisation)
+        return io.NodeOutput(model)
+
+
+class LanceScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LanceScheduler",
+            display_name="Lance Scheduler",
+            category="Lance",
+            description="The reference's own noise schedule, exactly: t = s·u / (1 + (s - 1)·u), u from 1 to 0 in equal steps, "
+                        "with the MODEL's flow shift s. For SamplerCustomAdvanced; KSampler's simple schedule is within a thousandth of it.",
+            search_aliases=["sigmas", "flow shift", "schedule"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Int.Input("steps", default=30, min=1, max=10000),
+                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01,
+                               tooltip="Below 1, only the last steps of a longer schedule: for image to image."),
+            ],
+            outputs=[io.Sigmas.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, steps: int, denoise: float) -> io.NodeOutput:
+        shift = model.get_model_object("model_sampling").shift
+        u = torch.linspace(1, 0, int(steps / denoise) + 1)[-(steps + 1):]
+        return io.NodeOutput(shift * u / (1 + (shift - 1) * u))
+
+
+NODES = [LanceGuidance, LanceScheduler]

@@ -1,0 +1,57 @@
+"""Empty latents in the sizes that people use with Lance."""
+
+from __future__ import annotations
+
+import torch
+
+import comfy.latent_formats
+import comfy.model_management
+from comfy_api.latest import io
+
+CUSTOM = "custom"
+SIZES = {
+    "image": ["768x768", "1024x576", "944x624", "880x672", "1168x496", "576x1024", "624x944", "672x880", "496x1168"],
+    "video 480p": ["848x480", "784x528", "736x560", "640x640", "976x416", "480x848", "528x784", "560x736", "416x976"],
+    "video 360p": ["640x352", "560x416", "480x480", "352x640", "416x560"],
+}
+OPTIONS = [f"{kind} {size}" for kind, sizes in SIZES.items() for size in sizes]
+MAX_FRAMES = 121  # what Lance was trained for: ten seconds at 12 fps
+
+
+def latent_frames(frames: int) -> int:
+    """Latent frames for a number of frames; the VAE makes 1 + 4k frames from 1 + k."""
+    return (frames - 1) // 4 + 1
+
+
+class EmptyLanceLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EmptyLanceLatent",
+            display_name="Empty Lance Latent",
+            category="Lance",
+            description="An empty latent for a picture (one frame) or a clip, in the sizes that Lance was trained on or in one of your own.",
+            search_aliases=["empty latent image", "empty latent video", "resolution", "lance latent"],
+            inputs=[
+                io.Combo.Input("size", options=[*OPTIONS, CUSTOM], tooltip="Width x height. custom: the two values below."),
+                io.Int.Input("width", default=768, min=32, max=4096, step=16, tooltip="Used with custom."),
+                io.Int.Input("height", default=768, min=32, max=4096, step=16, tooltip="Used with custom."),
+                io.Int.Input("frames", default=1, min=1, max=1 + 4 * 256, step=4,
+                             tooltip=f"1 for a picture; 1 + 4k for a clip of 12 frames a second. Lance was trained up to {MAX_FRAMES}."),
+                io.Int.Input("batch_size", default=1, min=1, max=64),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, size: str, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
+        if size != CUSTOM:
+            width, height = map(int, size.rsplit(" ", 1)[1].split("x"))
+        space = comfy.latent_formats.Wan22
+        shape = (batch_size, space.latent_channels, latent_frames(frames),
+                 height // space.spacial_downscale_ratio, width // space.spacial_downscale_ratio)
+        samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+        return io.NodeOutput({"samples": samples})
+
+
+NODES = [EmptyLanceLatent]

@@ -1,0 +1,50 @@
+"""The real ComfyUI, in this process: its folder comes from PYTHONPATH, as `scripts/test.sh` sets it."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from comfy.cli_args import args
+
+args.cpu = not torch.cuda.is_available()
+args.use_pytorch_cross_attention = True
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = "comfyui_lance"  # the plugin's folder may have any name, so it is imported under this one
+
+
+def _import_plugin() -> None:
+    spec = importlib.util.spec_from_file_location(PACKAGE, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = module
+    spec.loader.exec_module(module)
+
+
+_import_plugin()
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """The tiny seeded checkpoint in the official layout."""
+    import tiny_checkpoint
+
+    out = tmp_path_factory.mktemp("tiny")
+    tiny_checkpoint.write(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def parity_folder() -> Path:
+    return Path(os.environ.get("LANCE_PARITY_CASES", REPOSITORY / "tests" / "parity"))
+
+
+@pytest.fixture()
+def lance(tiny):
+    """(MODEL, CLIP, VAE) of the tiny checkpoint."""
+    from comfyui_lance.lance_model import loading
+
+    return loading.load(tiny / "Lance_3B" / "model.safetensors")

@@ -1,0 +1,49 @@
+"""Sampling through ComfyUI as its nodes do it, with a look at what the model computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import torch
+
+
+@dataclass
+class Probe:
+    """Counts passes and keeps the first velocity of each branch (cond is 0, uncond is 1)."""
+
+    passes: int = 0
+    velocities: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def attach(self, model):
+        model = model.clone()
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, self._wrapper)
+        return model
+
+    def _wrapper(self, executor, x, timesteps, transformer_options, *args, **kwargs):
+        self.passes += 1
+        velocity = executor(x, timesteps, transformer_options, *args, **kwargs)
+        self.velocities.setdefault(transformer_options["cond_or_uncond"][0], velocity.detach().clone())
+        return velocity
+
+
+def encode(clip, text: str, **kwargs):
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text, **kwargs))
+
+
+def schedule(steps: int, shift: float) -> torch.Tensor:
+    """The reference's noise levels."""
+    u = torch.linspace(1, 0, steps + 1)
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def sample(model, positive, negative, noise: torch.Tensor, sigmas: torch.Tensor, cfg: float = 4.0, latent: torch.Tensor | None = None,
+           mask: torch.Tensor | None = None, sampler: str = "euler") -> torch.Tensor:
+    """What SamplerCustomAdvanced runs, from and to the model's own latent space."""
+    space = model.get_model_object("latent_format")
+    start = torch.zeros_like(noise) if latent is None else space.process_out(latent)
+    out = comfy.sample.sample_custom(
+        model, noise, cfg, comfy.samplers.sampler_object(sampler), sigmas, positive, negative, start, noise_mask=mask, disable_pbar=True)
+    return space.process_in(out)
