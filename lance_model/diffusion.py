@@ -14,10 +14,8 @@ import comfy.supported_models_base
 
 from .context import STORE, ContextStore, runs
 from .positions import latent_position_tables, position_ids, rotary_frequencies
-from .sequence import LATENT_LABELS, Segment, Sequence
+from .sequence import CONDITIONING, LATENT_LABELS, Segment, Sequence
 from .transformer import KeyValues, LanceTransformer
-
-CONDITIONING = "lance_sequence"  # the plan's place in a CONDITIONING
 
 
 class Lance(comfy.model_base.BaseModel):
@@ -83,10 +81,8 @@ class Lance(comfy.model_base.BaseModel):
         und = sequence.embeddings[:, skipped : skipped + sum(s.embedded for s in segments)]
         gen = [self._clean_latents(s, device, dtype) for s in segments if s.latents]
         frequencies = self._frequencies(segments, position_ids(sequence.without_target())[first:], device)
-        model = self.diffusion_model
-        known, _ = model.context(
+        return self.diffusion_model.context(
             und.to(device, dtype), torch.cat(gen, dim=1) if gen else None, frequencies, runs(segments), past)
-        return known
 
     def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
         latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -13,18 +13,22 @@ import comfy.model_management
 import comfy.text_encoders
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 
-from . import tasks
+from . import generation, tasks
 from .config import VisionConfig
-from .diffusion import CONDITIONING
-from .sequence import IM_END, IM_START, Label, Segment, Sequence
+from .media import Medium, sample_frames, see
+from .sequence import CONDITIONING, IM_END, IM_START, Label, Segment, Sequence
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a caller asks to be encoded; the tokens are made when it is."""
+    """What is to be encoded, or answered. Without a `system` prompt the task's own is used; "" is none at all."""
 
     prompt: str
-    system: str
+    system: str | None = None
+    target: str = "image"
+    media: tuple[Medium, ...] = ()
+    template: bool = True
+    mape: bool = False
 
 
 class LanceTokenizer:
@@ -37,24 +41,38 @@ class LanceTokenizer:
     def ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, split_special_tokens=True)["input_ids"])
 
-    def tokenize_with_weights(self, text: str, return_word_ids=False, target: str = "image", system: str | None = None, **kwargs) -> dict:
-        """A request for `target` ("image" or "video"), under its own system prompt unless `system` gives another."""
-        return {"lance": Request(text, tasks.TEXT_TO[target] if system is None else system)}
+    def tokenize_with_weights(
+            self, text: str, return_word_ids=False, system: str | None = None, target: str = "image", media: tuple[Medium, ...] = (),
+            image: torch.Tensor | None = None, video: torch.Tensor | None = None, audio=None, images=(), skip_template: bool = False,
+            mape: bool = False, **kwargs) -> dict:
+        """A request, as a token dict that encode_token_weights and generate understand.
 
-    def segments(self, request: Request) -> tuple[tuple[Segment, ...], int]:
-        """The request as segments, and how many of them stand before the prompt.
+        `image` (each of the batch is a picture) and `video` (frames at 24 per second) are what core's Generate Text hands over.
+        """
+        if audio is not None:
+            raise ValueError("Lance cannot hear: it reads pictures and clips. Disconnect the audio.")
+        if len(images):
+            raise ValueError("This node encodes pictures for another model. Use Lance Encode Edit or Lance Encode References.")
+        seen = [see(picture[None], "image 768") for picture in image] if image is not None else []
+        if video is not None:
+            seen.append(see(sample_frames(video, fps=24), "video 480p"))
+        request = Request(text, system, "video" if video is not None else target, (*media, *seen), not skip_template, mape)
+        return {"lance": request}
+
+    def segments(self, request: Request, system: str) -> tuple[list[Segment], int]:
+        """The request as segments up to where the target or the answer begins, and how many stand before the prompt.
 
         Newlines at the ends of the prompt would merge with the template's; they are dropped.
         """
-        newline = self.ids("\n")
-        head = (IM_START, *self.ids("system\n" + request.system), IM_END, *newline, IM_START, *self.ids("user\n"))
-        tail = (IM_END, *newline, IM_START, *self.ids("assistant\n"))
-        prompt = self.ids(request.prompt.strip("\n"))
-        segments = [Segment(Label.TEMPLATE, head)]
-        before = len(segments)
-        if prompt:
-            segments.append(Segment(Label.PROMPT, prompt))
-        return (*segments, Segment(Label.TEMPLATE, tail), Segment(Label.TARGET, grid=(0, 0, 0))), before
+        head, tail = (), ()
+        if request.template:
+            newline = self.ids("\n")
+            head = (IM_START, *self.ids("system\n" + system), IM_END, *newline, IM_START, *self.ids("user\n"))
+            tail = (IM_END, *newline, IM_START, *self.ids("assistant\n"))
+        texts = [Segment(Label.TEMPLATE, head)], [Segment(Label.PROMPT, self.ids(request.prompt.strip("\n"))), Segment(Label.TEMPLATE, tail)]
+        before = [*texts[0], *(block for medium in request.media for block in medium.segments())]
+        before = [segment for segment in before if len(segment)]
+        return [*before, *(segment for segment in texts[1] if len(segment))], len(before)
 
     def decode(self, token_ids, skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -63,12 +81,44 @@ class LanceTokenizer:
         return {}
 
 
+def prepare(clip, request: Request) -> LanceLanguage:
+    """Loads ComfyUI's CLIP for a request and returns its module, ready to run."""
+    clip.load_model({"lance": request})
+    clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
+    return clip.cond_stage_model
+
+
+def look(clip, seen: list[Medium]) -> list[Medium]:
+    """The media with their vision embeddings, for several encodings of the same media."""
+    language = prepare(clip, Request("", media=tuple(seen)))
+    with comfy.model_management.cuda_device_context(clip.patcher.load_device):
+        return [replace(medium, embeddings=language.embed_vision(medium)) for medium in seen]
+
+
+def encode_pair(clip, prompt: str, negative_prompt: str = "", seen: list[Medium] = (), **request):
+    """Positive and negative CONDITIONING over the same media, which the vision encoder sees once."""
+    seen = tuple(look(clip, seen)) if seen else ()
+
+    def encode(text: str):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text, media=seen, **request))
+
+    return encode(prompt), encode(negative_prompt)
+
+
+def answer(clip, model, request: Request, **options) -> list[int]:
+    """Ids of the answer by a MODEL of its own, LoRAs included. Options as in `generation.generate`."""
+    language = prepare(clip, request)
+    with comfy.model_management.cuda_device_context(clip.patcher.load_device):
+        return generation.generate(language, model, request, **options)
+
+
 class LanceLanguage(nn.Module):
     """Token embeddings, vision encoder and language head: what stands between text or pixels and hidden states."""
 
     def __init__(self, hidden: int, vocabulary: int, vision: VisionConfig, tokenizer: LanceTokenizer,
                  device=None, dtype=None, operations=None):
         super().__init__()
+        self.dtype = dtype
         self.dtypes = {dtype}
         self.tokenizer = tokenizer
         self.execution_device = None
@@ -85,10 +135,52 @@ class LanceLanguage(nn.Module):
     def set_clip_options(self, options: dict) -> None:
         self.execution_device = options.get("execution_device", self.execution_device)
 
+    def memory_estimation_function(self, tokens: dict, device=None) -> int:
+        """Bytes of activations of the vision encoder, for the largest of the media."""
+        rows = max((medium.patches.shape[0] for medium in tokens["lance"].media), default=0)
+        return rows * self.visual.hidden_size * 20 * comfy.model_management.dtype_size(self.compute_dtype(device))
+
+    def compute_dtype(self, device) -> torch.dtype:
+        return self.dtype if self.dtype == torch.bfloat16 and comfy.model_management.should_use_bf16(device) else torch.float32
+
+    def embed_vision(self, medium: Medium) -> torch.Tensor:
+        """Vision embeddings [t·h·w / 4, hidden] of a medium."""
+        if medium.embeddings is not None:
+            return medium.embeddings
+        device = self.execution_device
+        patches = medium.patches.to(device, self.compute_dtype(device))
+        return self.visual(patches, torch.tensor([medium.grid], device=device))
+
+    def sequence(self, request: Request, segments: list[Segment], head: int, mape: bool) -> Sequence:
+        """Embeds the segments' understanding tokens."""
+        ids = [i for s in segments for i in (s.token_ids() if not s.latents else s.token_ids()[:: len(s) - 1])]
+        device = self.execution_device
+        embeddings = self.embed_tokens(torch.tensor([ids], device=device), out_dtype=self.compute_dtype(device))
+        seen, start = iter(request.media), 0
+        for segment in segments:
+            if segment.label == Label.VISION:
+                embeddings[0, start + 1 : start + 1 + segment.inner] = self.embed_vision(next(seen)).to(embeddings)
+            start += segment.embedded
+        return Sequence(tuple(segments), embeddings, head, mape)
+
     def encode_token_weights(self, tokens: dict) -> tuple[torch.Tensor, None, dict]:
         """Embeddings [1, n, hidden] of the sequence's understanding tokens, and the sequence itself."""
-        segments, head = self.tokenizer.segments(tokens["lance"])
-        ids = [i for s in segments for i in (s.token_ids() if not s.latents else s.token_ids()[:: len(s) - 1])]
-        embeddings = self.embed_tokens(torch.tensor([ids], device=self.execution_device))
-        embeddings = embeddings.to(comfy.model_management.intermediate_device())
-        return embeddings, None, {CONDITIONING: Sequence(segments, embeddings, head)}
+        request = tokens["lance"]
+        system = tasks.TEXT_TO[request.target] if request.system is None else request.system
+        segments, head = self.tokenizer.segments(request, system)
+        segments.append(Segment(Label.TARGET, grid=(0, 0, 0)))
+        sequence = self.sequence(request, segments, head, mape=True)
+        sequence = replace(sequence, embeddings=sequence.embeddings.to(comfy.model_management.intermediate_device()))
+        return sequence.embeddings, None, {CONDITIONING: sequence}
+
+    def question(self, request: Request) -> Sequence:
+        """The sequence that ends where the answer begins. Positions are plain mRoPE unless the request asks for MaPE."""
+        system = request.system
+        if system is None:
+            system = tasks.QUESTION[request.target] if request.media else tasks.ASSISTANT
+        segments, head = self.tokenizer.segments(request, system)
+        return self.sequence(request, segments, head, request.mape)
+
+    def generate(self, tokens: dict, **options) -> list[int]:
+        """Ids of the answer, without end token. Options are those of core's Generate Text, see `generation.generate`."""
+        return generation.generate(self, self.transformer_patcher, tokens["lance"], **options)

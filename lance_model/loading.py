@@ -53,7 +53,7 @@ def load(transformer: str | os.PathLike, vision: str | os.PathLike | None = None
     vision_header, vision_keys = _vision(header, keys, vision, folders)
     config = _config(header, keys)
     model = load_model(header, keys, config, weight_dtype)
-    clip = load_clip(header, keys, vision_header, vision_keys, config)
+    clip = load_clip(header, keys, vision_header, vision_keys, config, model, weight_dtype)
     return model, clip, load_vae(header, keys, vae, folders)
 
 
@@ -146,13 +146,15 @@ def _build_model(header: Header, keys: Keys, config: TransformerConfig, weight_d
     return model
 
 
-def load_clip(header: Header, keys: Keys, vision_header: Header, vision_keys: Keys, config: TransformerConfig) -> comfy.sd.CLIP:
-    """The CLIP: tokenizer, embeddings, vision encoder and language head."""
+def load_clip(header: Header, keys: Keys, vision_header: Header, vision_keys: Keys, config: TransformerConfig,
+              model, weight_dtype: str) -> comfy.sd.CLIP:
+    """The CLIP: tokenizer, embeddings, vision encoder and language head. It answers questions through `model`."""
     load_device = comfy.model_management.text_encoder_device()
-    identity = ("clip", _identity(header.path, vision_header.path), load_device)
+    identity = ("clip", _identity(header.path, vision_header.path), weight_dtype, load_device)
     module = _in_use.get(identity)
     if module is None:
         module = _build_language(header, keys, vision_header, vision_keys, config, load_device)
+        module.transformer_patcher = model
         _in_use[identity] = module
     clip = comfy.sd.CLIP(no_init=True)
     clip.cond_stage_model = module

@@ -20,6 +20,8 @@ TEXT_VOCABULARY = 151665  # rows of the embedding from here on are no tokens
 
 Grid = tuple[int, int, int]
 
+CONDITIONING = "lance_sequence"  # the sequence's place in a CONDITIONING
+
 
 class Label(IntEnum):
     """Modality labels, numbered as in the model's training data."""

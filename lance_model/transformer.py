@@ -141,6 +141,23 @@ class DecoderLayer(nn.Module):
         return und, gen, (keys, values)
 
 
+    def read(self, und, frequencies, cache, known: int, runs: list[Run]):
+        """One layer of a question or of an answer's next token, appending to `cache` after its `known` tokens."""
+        q, k, v = self.project(und, frequencies, UND)
+        keys, values = cache
+        keys[:, :, known : known + und.shape[1]] = k
+        values[:, :, known : known + und.shape[1]] = v
+        out, start = [], 0
+        for run in runs:
+            queries = q[:, :, start : start + run.und]
+            start += run.und
+            end = known + start
+            mask = {"mask": causal_mask(run.und, end, q)} if run.causal and run.und > 1 else {}
+            attention = optimized_attention_for_device(q.device, mask=bool(mask), small_input=run.causal)
+            out.append(self.attend(attention, queries, keys[:, :, :end], values[:, :, :end], **mask))
+        return self.finish(und, torch.cat(out, dim=1), UND)
+
+
 def causal_mask(queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
     """Additive mask [queries, keys] for queries that are the last of the keys."""
     return torch.full((queries, keys), float("-inf"), dtype=like.dtype, device=like.device).triu(keys - queries + 1)
@@ -191,9 +208,8 @@ class LanceTransformer(nn.Module):
         tau = self.time_embedder(timesteps.flatten(), tokens.dtype).unflatten(0, (x.shape[0], -1))
         return tokens.flatten(1, 3) + tau
 
-    def context(self, und: torch.Tensor, gen: torch.Tensor | None, frequencies, runs: list[Run],
-                past: list[KeyValues] = ()) -> tuple[KeyValues, torch.Tensor]:
-        """Keys and values of context tokens, and the last hidden states of the understanding stream.
+    def context(self, und: torch.Tensor, gen: torch.Tensor | None, frequencies, runs: list[Run], past: list[KeyValues] = ()) -> KeyValues:
+        """Keys and values of context tokens.
 
         und [1, n, hidden] and gen [1, m, hidden] hold the tokens of all runs in order; `past` is what came before them.
         """
@@ -201,7 +217,18 @@ class LanceTransformer(nn.Module):
         for i, layer in enumerate(self.layers):
             und, gen, kv = layer.context(und, gen, frequencies, runs, [piece[i] for piece in past])
             known.append(kv)
-        return known, und
+        return known
+
+    def cache(self, tokens: int, device, dtype) -> KeyValues:
+        """Room for the keys and values of that many tokens."""
+        shape = (1, self.kv_heads, tokens, self.head_dim)
+        return [(torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype)) for _ in self.layers]
+
+    def read(self, und: torch.Tensor, frequencies: torch.Tensor, cache: KeyValues, known: int, runs: list[Run] = (Run(True, 1, 0),)) -> torch.Tensor:
+        """Last hidden states [1, n, hidden] of n understanding tokens that follow the `known` ones in `cache`, which they join."""
+        for layer, kv in zip(self.layers, cache):
+            und = layer.read(und, frequencies, kv, known, runs)
+        return und
 
     def forward(self, x, timesteps, context=None, control=None, transformer_options={}, **kwargs):
         # Step caches keep and change the tensor they are given, which in float32 is the sampler's own.

@@ -5,9 +5,10 @@ import os
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from . import encode, guidance, latent, loader
+from . import edit, encode, frames, guidance, latent, loader, reference
 
-NODES = [*loader.NODES, *encode.NODES, *latent.NODES, *guidance.NODES]
+FEATURES = (loader, encode, edit, reference, latent, frames, guidance)
+NODES = [node for feature in FEATURES for node in feature.NODES]
 
 
 class LanceExtension(ComfyExtension):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..lance_model import tasks
+from ..lance_model import language, tasks
 
 
 class LanceEncode(io.ComfyNode):
@@ -32,10 +32,7 @@ class LanceEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt: str, target: str, negative_prompt: str = "", system_prompt: str = "") -> io.NodeOutput:
-        def encode(text: str):
-            return clip.encode_from_tokens_scheduled(clip.tokenize(text, target=target, system=system_prompt.strip() or None))
-
-        return io.NodeOutput(encode(prompt), encode(negative_prompt))
+        return io.NodeOutput(*language.encode_pair(clip, prompt, negative_prompt, target=target, system=system_prompt.strip() or None))
 
 
 NODES = [LanceEncode]

@@ -29,9 +29,6 @@ class Probe:
         return velocity
 
 
-def encode(clip, text: str, **kwargs):
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text, **kwargs))
-
 
 def schedule(steps: int, shift: float) -> torch.Tensor:
     """The reference's noise levels."""

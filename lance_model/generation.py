@@ -1,0 +1,85 @@
+"""Text generation: the understanding expert inside MODEL, between the embeddings and the head of CLIP.
+
+One pass over the question fills preallocated keys and values, then one pass a token appends to them. The device is not
+waited for at every token: whether the answer has ended is looked up in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import comfy.model_management
+import comfy.utils
+from comfy.text_encoders.llama import BaseGenerate
+
+from .context import runs
+from .positions import position_ids, rotary_frequencies
+from .sequence import IM_END, TEXT_VOCABULARY
+
+LOOK_EVERY = 8  # tokens, on devices that run ahead of Python
+
+
+def loaded_patcher(module: torch.nn.Module):
+    """The patcher through which ComfyUI has loaded this module, LoRAs included; None if it is not loaded."""
+    for loaded in comfy.model_management.current_loaded_models:
+        if loaded.model is not None and loaded.model.model is module:
+            return loaded.model
+    return None
+
+
+def generate(language, model_patcher, request, max_length: int = 256, do_sample: bool = False, temperature: float = 1.0,
+             top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
+             seed: int | None = None, on_tokens: Callable[[list[int]], None] | None = None) -> list[int]:
+    """Ids of the answer to a request, without end token; greedy unless `do_sample`.
+
+    `language` is the CLIP's module, loaded and told its execution device by its caller; `model_patcher` the MODEL whose
+    understanding expert answers. `on_tokens` gets all ids so far whenever new ones are known.
+    """
+    patchers = [p for p in (loaded_patcher(language), model_patcher) if p is not None]
+    comfy.model_management.load_models_gpu(patchers, memory_required=_memory(model_patcher, request, max_length))
+    model, device = model_patcher.model, model_patcher.load_device
+    dtype = model.get_dtype_inference()
+
+    sequence = language.question(request)
+    positions = torch.cat(position_ids(sequence), dim=1)
+    decoder = model.diffusion_model.language_model.model
+    cache = model.diffusion_model.cache(positions.shape[1] + max_length, device, dtype)
+    # Text goes on one step after the last text token, on all three axes.
+    following = positions[:, -1:] + torch.arange(1, max_length + 1)
+    frequencies = rotary_frequencies(torch.cat([positions, following], dim=1), model.diffusion_model.head_dim, device)
+    known = positions.shape[1]
+    hidden = model.diffusion_model.read(sequence.embeddings.to(device, dtype), frequencies[:, :known], cache, 0, runs(sequence.segments))
+
+    sampler = BaseGenerate()
+    generator = torch.Generator(device=language.execution_device).manual_seed(seed or 0) if do_sample else None
+    look_every = 1 if do_sample or comfy.model_management.is_device_cpu(device) else LOOK_EVERY
+    progress = comfy.utils.ProgressBar(max_length)
+    answer = torch.empty(max_length, dtype=torch.int64, device=language.execution_device)
+    ids: list[int] = []
+    for step in range(max_length):
+        logits = language.lm_head(decoder.norm(hidden[:, -1]).to(language.execution_device)).float()
+        logits[:, TEXT_VOCABULARY:] = float("-inf")
+        answer[step] = sampler.sample_token(
+            logits, temperature, top_k, top_p, min_p, repetition_penalty, ids, generator, do_sample, presence_penalty)[0, 0]
+        last = step + 1 == max_length
+        if last or (step + 1) % look_every == 0:
+            ids = answer[: step + 1].tolist()
+            ended = IM_END in ids
+            ids = ids[: ids.index(IM_END)] if ended else ids
+            progress.update_absolute(max_length if ended else step + 1, max_length)
+            if on_tokens is not None:
+                on_tokens(ids)
+            if ended:
+                break
+        if not last:
+            token = language.embed_tokens(answer[None, step : step + 1], out_dtype=dtype).to(device)
+            hidden = model.diffusion_model.read(token, frequencies[:, known + step : known + step + 1], cache, known + step)
+    return ids
+
+
+def _memory(model_patcher, request, max_length: int) -> float:
+    """Bytes beside the weights: keys and values of question and answer, and the question's activations."""
+    tokens = sum(medium.patches.shape[0] // 4 for medium in request.media) + len(request.prompt) + 256
+    return model_patcher.model.memory_required([1, 1, tokens + max_length], {"context": [[1, 1, tokens + max_length]]})
