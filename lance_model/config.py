@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Shape = tuple[int, ...]
 
-LAYER = "language_model.model.layers.{}."
+LAYER = "language_model.model.layers.0."
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,19 @@ class TransformerConfig:
 
     @classmethod
     def from_shapes(cls, shapes: dict[str, Shape]) -> TransformerConfig:
-        """Reads first dimensions only: the second one of a quantised weight may be packed."""
-        first = LAYER.format(0)
-        head_dim = shapes[first + "self_attn.q_norm.weight"][0]
-        layers = 0
-        while LAYER.format(layers) + "self_attn.q_norm.weight" in shapes:
-            layers += 1
+        """Reads first dimensions only: the second one of a quantised weight may be packed.
+
+        Raises LookupError where one is missing.
+        """
+        head_dim = shapes[LAYER + "self_attn.q_norm.weight"][0]
         return cls(
             hidden=shapes["language_model.model.norm.weight"][0],
-            layers=layers,
-            inner=shapes[first + "mlp.gate_proj.weight"][0],
-            heads=shapes[first + "self_attn.q_proj.weight"][0] // head_dim,
-            kv_heads=shapes[first + "self_attn.k_proj.weight"][0] // head_dim,
+            layers=sum(key.endswith(".self_attn.q_norm.weight") for key in shapes),
+            inner=shapes[LAYER + "mlp.gate_proj.weight"][0],
+            heads=shapes[LAYER + "self_attn.q_proj.weight"][0] // head_dim,
+            kv_heads=shapes[LAYER + "self_attn.k_proj.weight"][0] // head_dim,
             head_dim=head_dim,
-            channels=shapes["llm2vae.weight"][0],
+            channels=shapes["llm2vae.bias"][0],
         )
 
 
@@ -47,20 +46,26 @@ class VisionConfig:
     inner: int
     out_hidden: int
     heads: int = 16
-    full_attention: tuple[int, ...] = field(default=(7, 15, 23, 31))
+    full_attention: tuple[int, ...] = (7, 15, 23, 31)
 
     @classmethod
-    def from_shapes(cls, shapes: dict[str, Shape], settings: dict | None = None) -> VisionConfig:
-        """`settings` is the encoder's config.json, where there is one; without it the 3B model's values hold."""
-        settings = settings or {}
-        layers = 0
-        while f"blocks.{layers}.norm1.weight" in shapes:
-            layers += 1
+    def from_shapes(cls, shapes: dict[str, Shape], settings: dict) -> VisionConfig:
+        """`settings` is the config.json beside the weights. If it describes another model, the 3B model's values hold.
+
+        Raises LookupError where a shape is missing, TypeError where the settings make no sense.
+        """
+        hidden = shapes["patch_embed.proj.weight"][0]
+        layers = sum(key.startswith("blocks.") and key.endswith(".norm1.weight") for key in shapes)
+        if settings.get("depth") != layers:
+            settings = {}
+        heads = settings.get("num_heads", cls.heads)
+        if heads not in range(1, hidden + 1) or hidden % heads:
+            raise TypeError(f"{heads} heads for {hidden} channels")
         return cls(
-            hidden=shapes["patch_embed.proj.weight"][0],
+            hidden=hidden,
             layers=layers,
             inner=shapes["blocks.0.mlp.gate_proj.weight"][0],
-            out_hidden=shapes["merger.mlp.2.weight"][0],
-            heads=settings.get("num_heads", cls.heads),
-            full_attention=tuple(settings.get("fullatt_block_indexes", (7, 15, 23, 31))),
+            out_hidden=shapes["merger.mlp.2.bias"][0],
+            heads=int(heads),
+            full_attention=tuple(settings.get("fullatt_block_indexes", cls.full_attention)),
         )

@@ -1,15 +1,14 @@
 """Keys and values of the context, computed once per sampling run and branch.
 
-Nothing before the target depends on the noise, so a run computes it once and every step attends to it. The conditional and
-the unconditional branch share what stands before the prompt (system prompt and media), so that is computed and kept once.
-The store is made by a wrapper around the sampling run and dies with it, interrupted or not.
+Nothing before the target depends on the noise, so a run computes it once and every step attends to it. The conditional
+and the unconditional branch share what stands before the prompt (system prompt and media), so that is computed and
+kept once. The store is made by a wrapper around the sampling run and dies with it, interrupted or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
 
 import comfy.patcher_extension
 
@@ -42,20 +41,25 @@ class Context:
 
 
 class ContextStore:
-    """Contexts and target tables of one sampling run. Keys are (sequence, variant), sequences being compared by identity."""
+    """Contexts and target tables of one sampling run. Keys are (sequence, variant), sequences being compared by
+    identity."""
 
     def __init__(self):
         self._contexts: dict[tuple, Context] = {}
         self._targets: dict[tuple, object] = {}
 
-    def context(self, sequence: Sequence, variant: tuple, compute: Callable[[int, list[KeyValues]], KeyValues]) -> list[KeyValues]:
+    def context(
+        self, sequence: Sequence, variant: tuple, compute: Callable[[int, list[KeyValues]], KeyValues]
+    ) -> list[KeyValues]:
         """The sequence's keys and values; `compute(first, past)` makes those from segment `first` on.
 
         `variant` names all else that they depend on: the device, and the weights where hooks change them.
         """
         context = self._contexts.get((sequence, variant))
         if context is None:
-            shared = next((c for (other, v), c in self._contexts.items() if v == variant and sequence.shares_head(other)), None)
+            shared = next(
+                (c for (other, v), c in self._contexts.items() if v == variant and sequence.shares_head(other)), None
+            )
             if shared is None:
                 head = sum(len(s) for s in sequence.segments[: sequence.head])
                 context = Context([compute(0, [])], head)
@@ -79,5 +83,3 @@ def outer_sample_wrapper(executor, *args, **kwargs):
 
 def add_to(patcher) -> None:
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, STORE, outer_sample_wrapper)
-
-

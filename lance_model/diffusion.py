@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.supported_models_base
+import torch
 
 from .context import STORE, ContextStore, runs
 from .positions import latent_position_tables, position_ids, rotary_frequencies
@@ -37,16 +36,21 @@ class Lance(comfy.model_base.BaseModel):
         if sequence is None:
             raise ValueError(
                 "Lance cannot read this conditioning: it was not encoded with Lance's CLIP. "
-                "Connect the CLIP output of Load Lance to the node that encodes the prompt.")
+                "Connect the CLIP output of Load Lance to the node that encodes the prompt."
+            )
         if embeddings is not sequence.embeddings and not torch.equal(embeddings.cpu(), sequence.embeddings.cpu()):
             raise ValueError(
-                "A node between the prompt and the sampler has changed Lance's conditioning (averaging, concatenating and "
-                "zeroing out do not work on an interleaved sequence). Write one prompt instead, combine with Conditioning "
-                "(Combine), or use an empty prompt for the unconditional branch.")
+                "A node between the prompt and the sampler has changed Lance's conditioning (averaging, "
+                "concatenating and "
+                "zeroing out do not work on an interleaved sequence). Write one prompt instead, combine with "
+                "Conditioning "
+                "(Combine), or use an empty prompt for the unconditional branch."
+            )
         if embeddings.shape[-1] != self.diffusion_model.hidden:
             raise ValueError(
                 f"The prompt was encoded with a Lance of width {embeddings.shape[-1]}, but this MODEL has width "
-                f"{self.diffusion_model.hidden}. Take MODEL and CLIP from the same Load Lance node.")
+                f"{self.diffusion_model.hidden}. Take MODEL and CLIP from the same Load Lance node."
+            )
         return sequence
 
     def process_timestep(self, timestep, denoise_mask=None, **kwargs):
@@ -57,17 +61,30 @@ class Lance(comfy.model_base.BaseModel):
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         return latent_image
 
-    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequence=None, **kwargs):
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequence=None, **kwargs
+    ):
         store = transformer_options.get(STORE) or ContextStore()
         device, dtype, grid = x.device, self.get_dtype_inference(), tuple(x.shape[2:])
         past = store.context(
-            sequence, (device, *self._hook_strengths()),
-            lambda first, past: self._context(sequence, first, past, device, dtype))
+            sequence,
+            (device, *self._hook_strengths()),
+            lambda first, past: self._context(sequence, first, past, device, dtype),
+        )
         brackets, frequencies, tables = store.target(
-            (sequence, grid, device), lambda: self._target(sequence, grid, device, dtype))
+            (sequence, grid, device), lambda: self._target(sequence, grid, device, dtype)
+        )
         return super()._apply_model(
-            x, t, control=control, transformer_options=transformer_options,
-            brackets=brackets, frequencies=frequencies, tables=tables, past=past, **kwargs)
+            x,
+            t,
+            control=control,
+            transformer_options=transformer_options,
+            brackets=brackets,
+            frequencies=frequencies,
+            tables=tables,
+            past=past,
+            **kwargs,
+        )
 
     def _hook_strengths(self) -> list[tuple]:
         """What identifies the weights in use while hooks (scheduled LoRAs) change them."""
@@ -82,7 +99,8 @@ class Lance(comfy.model_base.BaseModel):
         gen = [self._clean_latents(s, device, dtype) for s in segments if s.latents]
         frequencies = self._frequencies(segments, position_ids(sequence.without_target())[first:], device)
         return self.diffusion_model.context(
-            und.to(device, dtype), torch.cat(gen, dim=1) if gen else None, frequencies, runs(segments), past)
+            und.to(device, dtype), torch.cat(gen, dim=1) if gen else None, frequencies, runs(segments), past
+        )
 
     def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
         latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 import comfy.model_management
 import comfy.utils
+import torch
 from comfy.text_encoders.llama import BaseGenerate
 
 from .context import runs
@@ -29,9 +28,21 @@ def loaded_patcher(module: torch.nn.Module):
     return None
 
 
-def generate(language, model_patcher, request, max_length: int = 256, do_sample: bool = False, temperature: float = 1.0,
-             top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
-             seed: int | None = None, on_tokens: Callable[[list[int]], None] | None = None) -> list[int]:
+def generate(
+    language,
+    model_patcher,
+    request,
+    max_length: int = 256,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    seed: int | None = None,
+    on_tokens: Callable[[list[int]], None] | None = None,
+) -> list[int]:
     """Ids of the answer to a request, without end token; greedy unless `do_sample`.
 
     `language` is the CLIP's module, loaded and told its execution device by its caller; `model_patcher` the MODEL whose
@@ -50,7 +61,9 @@ def generate(language, model_patcher, request, max_length: int = 256, do_sample:
     following = positions[:, -1:] + torch.arange(1, max_length + 1)
     frequencies = rotary_frequencies(torch.cat([positions, following], dim=1), model.diffusion_model.head_dim, device)
     known = positions.shape[1]
-    hidden = model.diffusion_model.read(sequence.embeddings.to(device, dtype), frequencies[:, :known], cache, 0, runs(sequence.segments))
+    hidden = model.diffusion_model.read(
+        sequence.embeddings.to(device, dtype), frequencies[:, :known], cache, 0, runs(sequence.segments)
+    )
 
     sampler = BaseGenerate()
     generator = torch.Generator(device=language.execution_device).manual_seed(seed or 0) if do_sample else None
@@ -62,7 +75,8 @@ def generate(language, model_patcher, request, max_length: int = 256, do_sample:
         logits = language.lm_head(decoder.norm(hidden[:, -1]).to(language.execution_device)).float()
         logits[:, TEXT_VOCABULARY:] = float("-inf")
         answer[step] = sampler.sample_token(
-            logits, temperature, top_k, top_p, min_p, repetition_penalty, ids, generator, do_sample, presence_penalty)[0, 0]
+            logits, temperature, top_k, top_p, min_p, repetition_penalty, ids, generator, do_sample, presence_penalty
+        )[0, 0]
         last = step + 1 == max_length
         if last or (step + 1) % look_every == 0:
             ids = answer[: step + 1].tolist()
@@ -75,7 +89,9 @@ def generate(language, model_patcher, request, max_length: int = 256, do_sample:
                 break
         if not last:
             token = language.embed_tokens(answer[None, step : step + 1], out_dtype=dtype).to(device)
-            hidden = model.diffusion_model.read(token, frequencies[:, known + step : known + step + 1], cache, known + step)
+            hidden = model.diffusion_model.read(
+                token, frequencies[:, known + step : known + step + 1], cache, known + step
+            )
     return ids
 
 

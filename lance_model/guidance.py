@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 import comfy.patcher_extension
+import torch
 
 KEY = "lance_guidance"
 INTERVAL = (0.4, 1.0)

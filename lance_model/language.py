@@ -1,17 +1,17 @@
-"""The CLIP: prompt and media in, interleaved sequence out. It owns the tokenizer, embeddings, vision encoder and head."""
+"""The CLIP: prompt and media in, interleaved sequence out. It owns the tokenizer, embeddings, vision encoder and
+head."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
 
-import torch
-import torch.nn as nn
-from transformers import Qwen2Tokenizer
-
 import comfy.model_management
 import comfy.text_encoders
+import torch
+import torch.nn as nn
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
+from transformers import Qwen2Tokenizer
 
 from . import generation, tasks
 from .config import VisionConfig
@@ -42,21 +42,37 @@ class LanceTokenizer:
         return tuple(self.tokenizer(text, split_special_tokens=True)["input_ids"])
 
     def tokenize_with_weights(
-            self, text: str, return_word_ids=False, system: str | None = None, target: str = "image", media: tuple[Medium, ...] = (),
-            image: torch.Tensor | None = None, video: torch.Tensor | None = None, audio=None, images=(), skip_template: bool = False,
-            mape: bool = False, **kwargs) -> dict:
+        self,
+        text: str,
+        return_word_ids=False,
+        system: str | None = None,
+        target: str = "image",
+        media: tuple[Medium, ...] = (),
+        image: torch.Tensor | None = None,
+        video: torch.Tensor | None = None,
+        audio=None,
+        images=(),
+        skip_template: bool = False,
+        mape: bool = False,
+        **kwargs,
+    ) -> dict:
         """A request, as a token dict that encode_token_weights and generate understand.
 
-        `image` (each of the batch is a picture) and `video` (frames at 24 per second) are what core's Generate Text hands over.
+        `image` (each of the batch is a picture) and `video` (frames at 24 per second) are what core's Generate Text
+        hands over.
         """
         if audio is not None:
             raise ValueError("Lance cannot hear: it reads pictures and clips. Disconnect the audio.")
         if len(images):
-            raise ValueError("This node encodes pictures for another model. Use Lance Encode Edit or Lance Encode References.")
+            raise ValueError(
+                "This node encodes pictures for another model. Use Lance Encode Edit or Lance Encode References."
+            )
         seen = [see(picture[None], "image 768") for picture in image] if image is not None else []
         if video is not None:
             seen.append(see(sample_frames(video, fps=24), "video 480p"))
-        request = Request(text, system, "video" if video is not None else target, (*media, *seen), not skip_template, mape)
+        request = Request(
+            text, system, "video" if video is not None else target, (*media, *seen), not skip_template, mape
+        )
         return {"lance": request}
 
     def segments(self, request: Request, system: str) -> tuple[list[Segment], int]:
@@ -69,7 +85,10 @@ class LanceTokenizer:
             newline = self.ids("\n")
             head = (IM_START, *self.ids("system\n" + system), IM_END, *newline, IM_START, *self.ids("user\n"))
             tail = (IM_END, *newline, IM_START, *self.ids("assistant\n"))
-        texts = [Segment(Label.TEMPLATE, head)], [Segment(Label.PROMPT, self.ids(request.prompt.strip("\n"))), Segment(Label.TEMPLATE, tail)]
+        texts = (
+            [Segment(Label.TEMPLATE, head)],
+            [Segment(Label.PROMPT, self.ids(request.prompt.strip("\n"))), Segment(Label.TEMPLATE, tail)],
+        )
         before = [*texts[0], *(block for medium in request.media for block in medium.segments())]
         before = [segment for segment in before if len(segment)]
         return [*before, *(segment for segment in texts[1] if len(segment))], len(before)
@@ -115,8 +134,16 @@ def answer(clip, model, request: Request, **options) -> list[int]:
 class LanceLanguage(nn.Module):
     """Token embeddings, vision encoder and language head: what stands between text or pixels and hidden states."""
 
-    def __init__(self, hidden: int, vocabulary: int, vision: VisionConfig, tokenizer: LanceTokenizer,
-                 device=None, dtype=None, operations=None):
+    def __init__(
+        self,
+        hidden: int,
+        vocabulary: int,
+        vision: VisionConfig,
+        tokenizer: LanceTokenizer,
+        device=None,
+        dtype=None,
+        operations=None,
+    ):
         super().__init__()
         self.dtype = dtype
         self.dtypes = {dtype}
@@ -125,8 +152,15 @@ class LanceLanguage(nn.Module):
         self.embed_tokens = operations.Embedding(vocabulary, hidden, device=device, dtype=dtype)
         self.lm_head = operations.Linear(hidden, vocabulary, bias=False, device=device, dtype=dtype)
         self.visual = Qwen2VLVisionTransformer(
-            hidden_size=vision.hidden, output_hidden_size=vision.out_hidden, intermediate_size=vision.inner,
-            num_heads=vision.heads, num_layers=vision.layers, device=device, dtype=dtype, ops=operations)
+            hidden_size=vision.hidden,
+            output_hidden_size=vision.out_hidden,
+            intermediate_size=vision.inner,
+            num_heads=vision.heads,
+            num_layers=vision.layers,
+            device=device,
+            dtype=dtype,
+            ops=operations,
+        )
         self.visual.fullatt_block_indexes = list(vision.full_attention)
 
     def reset_clip_options(self) -> None:
@@ -141,7 +175,11 @@ class LanceLanguage(nn.Module):
         return rows * self.visual.hidden_size * 20 * comfy.model_management.dtype_size(self.compute_dtype(device))
 
     def compute_dtype(self, device) -> torch.dtype:
-        return self.dtype if self.dtype == torch.bfloat16 and comfy.model_management.should_use_bf16(device) else torch.float32
+        return (
+            self.dtype
+            if self.dtype == torch.bfloat16 and comfy.model_management.should_use_bf16(device)
+            else torch.float32
+        )
 
     def embed_vision(self, medium: Medium) -> torch.Tensor:
         """Vision embeddings [t·h·w / 4, hidden] of a medium."""
@@ -174,7 +212,8 @@ class LanceLanguage(nn.Module):
         return sequence.embeddings, None, {CONDITIONING: sequence}
 
     def question(self, request: Request) -> Sequence:
-        """The sequence that ends where the answer begins. Positions are plain mRoPE unless the request asks for MaPE."""
+        """The sequence that ends where the answer begins. Positions are plain mRoPE unless the request asks for
+        MaPE."""
         system = request.system
         if system is None:
             system = tasks.QUESTION[request.target] if request.media else tasks.ASSISTANT
@@ -182,5 +221,6 @@ class LanceLanguage(nn.Module):
         return self.sequence(request, segments, head, request.mape)
 
     def generate(self, tokens: dict, **options) -> list[int]:
-        """Ids of the answer, without end token. Options are those of core's Generate Text, see `generation.generate`."""
+        """Ids of the answer, without end token. Options are those of core's Generate Text, see
+        `generation.generate`."""
         return generation.generate(self, self.transformer_patcher, tokens["lance"], **options)

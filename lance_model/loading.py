@@ -1,13 +1,15 @@
-"""State dicts → ComfyUI's MODEL, CLIP and VAE.
+"""Files → ComfyUI's MODEL, CLIP and VAE.
 
-Weights stay memory-mapped and become the modules' parameters without a copy wherever the dtype allows, and a file that is
-loaded twice is held once.
+Weights stay memory-mapped and become the modules' parameters without a copy wherever the dtype allows, and a file that
+is loaded twice is held once.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,22 +23,30 @@ import comfy.utils
 
 from . import context, guidance
 from .checkpoint import (
-    CheckpointError, Header, Keys, assign, find_beside, is_vision, read_header, transformer_prefix, vision_settings)
-from .config import TransformerConfig, VisionConfig
+    CheckpointError, Part, Parts, assign, check_file, find_beside, read_header, transformer_prefix, vision_settings)
+from .config import LAYER, Shape, TransformerConfig, VisionConfig
 from .diffusion import LanceConfig
 from .language import LanceLanguage, LanceTokenizer
+from .transformer import LanceTransformer
 
 WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fn_fast": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+STORED_DTYPES = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")  # as safetensors spells them
 VISION_FILES = ("Qwen2.5-VL-ViT/vit.safetensors", "vit.safetensors")
+CHOOSE_VAE = "Choose Wan 2.2's (Wan2.2_VAE.pth or wan2.2_vae.safetensors)."
 VAE_FILES = ("Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors", "Wan2.2_VAE.pth")
 
-# Modules and VAEs in use, by file and dtype. Weak: what nobody uses is freed.
+# Model patchers and VAEs in use, by files and dtype. Weak: what nobody uses is freed.
 _in_use: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def _identity(*paths: Path) -> tuple:
-    return tuple((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+def _shared(key: tuple, paths: tuple[Path, ...], build: Callable):
+    """What was built for these files, while somebody uses it and they are unchanged; else what `build` returns."""
+    identity = (*key, *((path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+    found = _in_use.get(identity)
+    if found is None:
+        found = _in_use[identity] = build()
+    return found
 
 
 def load(transformer: str | os.PathLike, vision: str | os.PathLike | None = None, vae: str | os.PathLike | None = None,
@@ -44,184 +54,197 @@ def load(transformer: str | os.PathLike, vision: str | os.PathLike | None = None
     """(MODEL, CLIP, VAE) from files.
 
     Without `vision` or `vae` they are sought beside the transformer's file, as in the official repository, then in
-    `folders`; a VAE in the transformer's own file comes first, a vision encoder in it last. `weight_dtype` is one of
-    WEIGHT_DTYPES. Raises CheckpointError with a sentence for the user.
+    `folders`; a VAE in the transformer's own file comes first, a vision encoder in it last. Token embeddings and head
+    may be in either's file. `weight_dtype` is one of WEIGHT_DTYPES. Raises CheckpointError, a sentence for the user.
     """
     header = read_header(transformer)
-    prefix = transformer_prefix(header)
-    keys = assign(header, prefix)
-    vision_header, vision_keys = _vision(header, keys, vision, folders)
-    config = _config(header, keys)
-    model = load_model(header, keys, config, weight_dtype)
-    clip = load_clip(header, keys, vision_header, vision_keys, config, model, weight_dtype)
-    return model, clip, load_vae(header, keys, vae, folders)
+    parts = assign(header, transformer_prefix(header))
+    if parts.unknown:
+        raise CheckpointError(f"{header.path.name} is not Lance's: it has {parts.unknown[0]}, which Lance has not.")
+    seeing = _with_vision(parts, vision, folders)
+    wan = load_vae(parts.vae, vae, folders)
+    model = load_model(parts.model, weight_dtype)
+    clip = load_clip(parts.language if parts.language.keys else seeing.language, seeing.vision, model)
+    return model.clone(), clip, wan
 
 
-def _config(header: Header, keys: Keys) -> TransformerConfig:
-    try:
-        return TransformerConfig.from_shapes({name: header.shapes[key] for name, key in keys.model.items()})
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{header.path.name} lacks weights that every Lance has ({error}). Download it again.") from None
-
-
-def _vision(header: Header, keys: Keys, vision: str | os.PathLike | None, folders: list[Path]) -> tuple[Header, Keys]:
-    """The standalone vision encoder if there is one, else the one inside the transformer's file."""
+def _with_vision(parts: Parts, vision: str | os.PathLike | None, folders: list[Path]) -> Parts:
+    """The standalone vision encoder's file if there is one, else the transformer's own."""
+    path = parts.vision.path
     if vision is None:
-        vision = find_beside(header.path, VISION_FILES, folders)
+        vision = find_beside(path, VISION_FILES, folders)
     if vision is not None:
-        found = read_header(vision)
-        if not is_vision(found):
+        parts = assign(read_header(vision))
+        if "visual.patch_embed.proj.weight" not in parts.vision.keys:
             raise CheckpointError(
-                f"{found.path.name} is not Qwen2.5-VL's vision encoder. Choose vit.safetensors from the official Lance repository.")
-        return found, assign(found)
-    if keys.vision:
-        return header, keys
-    raise CheckpointError(
-        f"There is no vision encoder for {header.path.name}. Put the folder Qwen2.5-VL-ViT (vit.safetensors and config.json) "
-        "from the official Lance repository beside it, or choose the file in Load Lance.")
+                f"{parts.vision.path.name} is not Qwen2.5-VL's vision encoder. Choose vit.safetensors from the "
+                "official Lance repository.")
+    elif not parts.vision.keys:
+        raise CheckpointError(
+            f"There is no vision encoder for {path.name}. Put the folder Qwen2.5-VL-ViT (vit.safetensors, config.json) "
+            "from the official Lance repository beside its folder, or choose the file in Load Lance.")
+    return parts
 
 
-def _state_dict(header: Header, mapping: dict[str, str], tensors: dict[Path, dict]) -> dict[str, torch.Tensor]:
-    if header.path not in tensors:
-        tensors[header.path] = comfy.utils.load_torch_file(str(header.path))
-    return {name: tensors[header.path][key] for name, key in mapping.items()}
+def load_model(part: Part, weight_dtype: str):
+    """The MODEL: both experts as a model patcher, with Lance's guidance and context store on it.
+
+    Callers take clones of it: only those share the backups of the weights that LoRAs replace.
+    """
+    return _shared(("model", weight_dtype), (part.path,), partial(_build_model, part, weight_dtype))
 
 
-def _assign_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:
-    """Makes the tensors the module's parameters; every key must find its place and every place its key."""
-    expected = {key: parameter.shape for key, parameter in module.state_dict().items()}
-    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    wrong = [key for key in expected.keys() & weights.keys() if expected[key] != weights[key].shape]
-    if missing or unknown or wrong:
-        problem = (f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which Lance has not" if unknown else
-                   f"has {wrong[0]} of shape {tuple(weights[wrong[0]].shape)} instead of {tuple(expected[wrong[0]])}")
-        raise CheckpointError(f"{name} is not a complete Lance checkpoint: it {problem}. Download it again.")
-    module.load_state_dict(weights, assign=True)
-    module.requires_grad_(False)
+def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
+    try:
+        config = TransformerConfig.from_shapes(part.shapes)
+    except (LookupError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{part.path.name} is not complete: it lacks {error}. Download it again.") from None
+    _check(part, _shapes(partial(LanceTransformer, **vars(config))))
+    load_device, supported = comfy.model_management.get_torch_device(), LanceConfig.supported_inference_dtypes
+    weights = _state_dict(part)
+    dtype, large = weights["vae2llm.weight"].dtype, weights[LAYER + "mlp.gate_proj.weight"].dtype
+    if dtype not in supported:
+        dtype = torch.bfloat16
+    elif dtype == torch.float32 and not comfy.model_management.is_device_cpu(load_device):
+        parameters = sum(w.nelement() for w in weights.values())
+        dtype = comfy.model_management.unet_dtype(
+            model_params=parameters, supported_dtypes=supported, weight_dtype=dtype)
+    large = FP8.get(weight_dtype, large if large in FP8.values() else dtype)
+    for name, weight in weights.items():
+        weights[name] = weight.to(large if _is_large(name, weight) else dtype)
 
+    model_config = LanceConfig({**LanceConfig.unet_config, **vars(config)})
+    model_config.set_inference_dtype(large, comfy.model_management.unet_manual_cast(large, load_device, supported))
+    model_config.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
+    model = model_config.get_model(weights, device=torch.device("meta"))
+    _fill(model.diffusion_model, weights)
+    model.device = comfy.model_management.unet_offload_device()
 
-def _file_dtype(weights: dict[str, torch.Tensor]) -> torch.dtype:
-    return comfy.utils.weight_dtype(weights) or torch.float32
-
-
-def _is_large(name: str, weight: torch.Tensor) -> bool:
-    """The projections of the layers, which hold nearly all bytes. All else is small or sensitive and keeps its precision."""
-    return weight.ndim == 2 and ".layers." in name
-
-
-def load_model(header: Header, keys: Keys, config: TransformerConfig, weight_dtype: str):
-    """The MODEL: both experts as a model patcher, with Lance's guidance and context store on it."""
-    load_device = comfy.model_management.get_torch_device()
-    identity = ("model", _identity(header.path), weight_dtype, load_device)
-    model = _in_use.get(identity)
-    if model is None:
-        model = _build_model(header, keys, config, weight_dtype, load_device)
-        _in_use[identity] = model
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
+    patcher = _patcher(model, load_device, model.device, disable_dynamic)
+    patcher.cached_patcher_init = (_build_model, (part, weight_dtype))
     context.add_to(patcher)
     guidance.apply(patcher)
     return patcher
 
 
-def _build_model(header: Header, keys: Keys, config: TransformerConfig, weight_dtype: str, load_device):
-    weights = _state_dict(header, keys.model, {})
-    dtype = _file_dtype(weights)
-    if dtype == torch.float32 and not comfy.model_management.is_device_cpu(load_device):
-        parameters = sum(w.nelement() for w in weights.values())
-        dtype = comfy.model_management.unet_dtype(
-            model_params=parameters, supported_dtypes=LanceConfig.supported_inference_dtypes, weight_dtype=dtype)
-    large = FP8.get(weight_dtype, dtype)
-    for name, weight in weights.items():
-        weights[name] = weight.to(large if _is_large(name, weight) else dtype)
-
-    model_config = LanceConfig({**LanceConfig.unet_config, **vars(config)})
-    manual_cast = comfy.model_management.unet_manual_cast(large, load_device, model_config.supported_inference_dtypes)
-    model_config.set_inference_dtype(large, manual_cast)
-    model_config.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
-    model = model_config.get_model(weights, device=torch.device("meta"))
-    _assign_weights(model.diffusion_model, weights, header.path.name)
-    comfy.model_management.archive_model_dtypes(model.diffusion_model)
-    model.device = comfy.model_management.unet_offload_device()
-    return model
+def _is_large(name: str, weight: torch.Tensor) -> bool:
+    """The layers' projections, which hold nearly all bytes. All else is small or sensitive and keeps its precision."""
+    return weight.ndim == 2 and ".layers." in name
 
 
-def load_clip(header: Header, keys: Keys, vision_header: Header, vision_keys: Keys, config: TransformerConfig,
-              model, weight_dtype: str) -> comfy.sd.CLIP:
+def load_clip(language: Part, vision: Part, model) -> comfy.sd.CLIP:
     """The CLIP: tokenizer, embeddings, vision encoder and language head. It answers questions through `model`."""
-    load_device = comfy.model_management.text_encoder_device()
-    identity = ("clip", _identity(header.path, vision_header.path), weight_dtype, load_device)
-    module = _in_use.get(identity)
-    if module is None:
-        module = _build_language(header, keys, vision_header, vision_keys, config, load_device)
-        module.transformer_patcher = model
-        _in_use[identity] = module
+    build = partial(_build_language, language, vision, model)
     clip = comfy.sd.CLIP(no_init=True)
-    clip.cond_stage_model = module
-    clip.tokenizer = module.tokenizer
-    clip.patcher = comfy.model_patcher.CoreModelPatcher(
-        module, load_device=load_device, offload_device=comfy.model_management.text_encoder_offload_device())
-    clip.patcher.is_clip = True
-    clip.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
+    clip.patcher = _shared(("clip", model), (language.path, vision.path), build).clone()
+    clip.cond_stage_model, clip.tokenizer = clip.patcher.model, clip.patcher.model.tokenizer
     clip.layer_idx, clip.apply_hooks_to_conds = None, None
     clip.use_clip_schedule, clip.tokenizer_options = False, {}
     return clip
 
 
-def _build_language(header: Header, keys: Keys, vision_header: Header, vision_keys: Keys, config: TransformerConfig, load_device):
-    settings = vision_settings(vision_header)
-    try:
-        vision = VisionConfig.from_shapes(
-            {name.removeprefix("visual."): vision_header.shapes[key] for name, key in vision_keys.vision.items()}, settings)
-    except (KeyError, IndexError):
-        raise CheckpointError(f"{vision_header.path.name} is not a complete vision encoder. Download it again.") from None
-    if vision.out_hidden != config.hidden:
+def _build_language(language: Part, vision: Part, model, disable_dynamic: bool = False):
+    hidden = model.model.diffusion_model.hidden
+    config = _vision_config(vision)
+    if config.out_hidden != hidden:
         raise CheckpointError(
-            f"{vision_header.path.name} belongs to another model: it gives vectors of {vision.out_hidden} numbers, while "
-            f"{header.path.name} takes {config.hidden}. Choose vit.safetensors from the official Lance repository.")
-    tensors: dict[Path, dict] = {}
-    weights = _state_dict(header, keys.language, tensors) | _state_dict(vision_header, vision_keys.vision, tensors)
-    if "embed_tokens.weight" not in weights:
-        raise CheckpointError(f"{header.path.name} lacks the token embeddings (embed_tokens). Download it again.")
-    dtype = _file_dtype(weights)
-    if dtype == torch.float32 and comfy.model_management.should_use_bf16(load_device):
+            f"{vision.path.name} belongs to another model: it gives vectors of {config.out_hidden} numbers, while this "
+            f"Lance takes {hidden}. Choose vit.safetensors from the official Lance repository.")
+    vocabulary = language.shapes.get("embed_tokens.weight")
+    if not vocabulary:
+        raise CheckpointError(
+            f"Neither the model's file nor {vision.path.name} has the token embeddings (embed_tokens). Choose the text "
+            "encoder that belongs to the model as its vision encoder, or download Lance_3B again.")
+    build = partial(LanceLanguage, hidden, vocabulary[0], config)
+    expected = _shapes(partial(build, tokenizer=None))
+    _check(vision, {name: shape for name, shape in expected.items() if name.startswith("visual.")})
+    _check(language, {name: shape for name, shape in expected.items() if not name.startswith("visual.")})
+
+    load_device = comfy.model_management.text_encoder_device()
+    weights = _state_dict(language) | _state_dict(vision)
+    dtype = weights["embed_tokens.weight"].dtype
+    if dtype != torch.float32 or comfy.model_management.should_use_bf16(load_device):
         dtype = torch.bfloat16
-    weights = {name: weight.to(dtype) for name, weight in weights.items()}
-    module = LanceLanguage(
-        config.hidden, weights["embed_tokens.weight"].shape[0], vision, LanceTokenizer(),
-        device=torch.device("meta"), dtype=dtype, operations=comfy.ops.manual_cast)
-    _assign_weights(module, weights, header.path.name)
-    comfy.model_management.archive_model_dtypes(module)
-    return module
+    module = build(LanceTokenizer(), device=torch.device("meta"), dtype=dtype, operations=comfy.ops.manual_cast)
+    _fill(module, {name: weight.to(dtype) for name, weight in weights.items()})
+    module.transformer_patcher = model
+
+    patcher = _patcher(module, load_device, comfy.model_management.text_encoder_offload_device(), disable_dynamic)
+    patcher.cached_patcher_init = (_build_language, (language, vision, model))
+    patcher.is_clip = True
+    patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
+    return patcher
 
 
-def load_vae(header: Header, keys: Keys, vae: str | os.PathLike | None, folders: list[Path]) -> comfy.sd.VAE:
-    """Wan 2.2's VAE: ComfyUI's own."""
-    path = Path(vae) if vae is not None else header.path if keys.vae else find_beside(header.path, VAE_FILES, folders)
+def _vision_config(vision: Part) -> VisionConfig:
+    shapes = {name.removeprefix("visual."): shape for name, shape in vision.shapes.items()}
+    try:
+        return VisionConfig.from_shapes(shapes, vision_settings(vision.header))
+    except (LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{vision.path.name} is not a complete vision encoder, or not the one of its config.json ({error}). "
+            "Download both again.") from None
+
+
+def load_vae(part: Part, vae: str | os.PathLike | None, folders: list[Path]) -> comfy.sd.VAE:
+    """Wan 2.2's VAE, ComfyUI's own: from the given file, or from the model's (`part`), or found beside that."""
+    path = Path(vae) if vae is not None else part.path if part.keys else find_beside(part.path, VAE_FILES, folders)
     if path is None:
         raise CheckpointError(
-            f"There is no VAE for {header.path.name}. Put Wan2.2_VAE.pth from the official Lance repository beside its folder, "
-            "or ComfyUI's wan2.2_vae.safetensors into models/vae and choose it in Load Lance.")
-    identity = ("vae", _identity(path))
-    found = _in_use.get(identity)
-    if found is None:
-        found = _build_vae(path, keys.vae if path == header.path else {})
-        _in_use[identity] = found
-    return found
+            f"There is no VAE for {part.path.name}. Put Wan2.2_VAE.pth from the official Lance repository beside its "
+            "folder, or ComfyUI's wan2.2_vae.safetensors into models/vae and choose it in Load Lance.")
+    check_file(path)
+    return _shared(("vae",), (path,), partial(_build_vae, path))
 
 
-def _build_vae(path: Path, mapping: dict[str, str]) -> comfy.sd.VAE:
-    if path.suffix in (".safetensors", ".sft"):
-        read_header(path)
+def _build_vae(path: Path) -> comfy.sd.VAE:
+    keys = assign(read_header(path)).vae.keys if path.suffix.lower() in (".safetensors", ".sft") else {}
     try:
         weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-        if mapping:
-            weights = {name: weights[key] for name, key in mapping.items()}
+        weights = {name: weights[key] for name, key in keys.items()} or weights
         vae = comfy.sd.VAE(sd=weights, metadata=metadata)
-    except CheckpointError:
-        raise
     except Exception as error:  # a foreign pickle or state dict can fail in any way; the cause is kept for the log
-        raise CheckpointError(f"{path.name} cannot be read as a VAE. Choose Wan 2.2's VAE (Wan2.2_VAE.pth or wan2.2_vae.safetensors).") from error
+        raise CheckpointError(f"{path.name} cannot be read as a VAE. {CHOOSE_VAE}") from error
     if vae.first_stage_model is None or vae.latent_channels != 48:
-        raise CheckpointError(f"{path.name} is not Wan 2.2's VAE, which Lance needs. Choose Wan2.2_VAE.pth or wan2.2_vae.safetensors.")
+        raise CheckpointError(f"{path.name} is not Wan 2.2's VAE, which Lance needs. {CHOOSE_VAE}")
+    missing = sorted(vae.first_stage_model.state_dict().keys() - weights.keys())
+    if missing:
+        raise CheckpointError(f"{path.name} is not a complete VAE: it lacks {missing[0]}. Download it again.")
     return vae
+
+
+def _shapes(build: Callable[..., torch.nn.Module]) -> dict[str, Shape]:
+    """Keys and shapes of a module of PyTorch's layers; ComfyUI's own may have no weights until they are loaded."""
+    module = build(device="meta", operations=torch.nn)
+    return {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
+
+
+def _check(part: Part, expected: dict[str, Shape]) -> None:
+    """Every key must find its place and every place its key, before any weight is read."""
+    shapes = part.shapes
+    problems = [
+        *(f"lacks {name}" for name in sorted(expected.keys() - shapes.keys())),
+        *(f"has {name}, which Lance has not" for name in sorted(shapes.keys() - expected.keys())),
+        *(f"has {name} of shape {shapes.get(name)} instead of {shape}"
+          for name, shape in expected.items() if shapes.get(name) != shape),
+        *(f"stores {name} as {dtype}" for name, dtype in part.dtypes.items() if dtype not in STORED_DTYPES),
+    ]
+    if problems:
+        raise CheckpointError(f"{part.path.name} is not complete or not Lance's: it {problems[0]}. Download it again.")
+
+
+def _state_dict(part: Part) -> dict[str, torch.Tensor]:
+    tensors = comfy.utils.load_torch_file(str(part.path))
+    return {name: tensors[key] for name, key in part.keys.items()}
+
+
+def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Makes the tensors the module's parameters, without a copy."""
+    module.load_state_dict(weights, assign=True)
+    module.requires_grad_(False)
+    comfy.model_management.archive_model_dtypes(module)
+
+
+def _patcher(module: torch.nn.Module, load_device, offload_device, disable_dynamic: bool):
+    patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    return patcher(module, load_device=load_device, offload_device=offload_device)

@@ -40,7 +40,10 @@ def buckets(side: int) -> list[tuple[int, int]]:
     for ratio in RATIOS:
         width = round(side * math.sqrt(ratio) / STRIDE) * STRIDE
         height = round(side / math.sqrt(ratio) / STRIDE) * STRIDE
-        candidates = [(width, round(width / ratio / STRIDE) * STRIDE), (round(height * ratio / STRIDE) * STRIDE, height)]
+        candidates = [
+            (width, round(width / ratio / STRIDE) * STRIDE),
+            (round(height * ratio / STRIDE) * STRIDE, height),
+        ]
         sizes.append(min(candidates, key=lambda s: (abs(s[0] / s[1] - ratio), abs(s[0] * s[1] - side * side))))
     return sizes
 
@@ -97,8 +100,12 @@ class Fit:
         """`preset` is one of PRESETS or KEEP."""
         if preset != KEEP:
             size, vision_size = (bucket(width, height, side) for side in PRESETS[preset])
-            return cls(crop_box(width, height, size[0] / size[1]), size,
-                       crop_box(width, height, vision_size[0] / vision_size[1]), vision_size)
+            return cls(
+                crop_box(width, height, size[0] / size[1]),
+                size,
+                crop_box(width, height, vision_size[0] / vision_size[1]),
+                vision_size,
+            )
         size = tuple(max(STRIDE, length // STRIDE * STRIDE) for length in (width, height))
         cut = (min(size[0], width), min(size[1], height))
         left, top = (width - cut[0]) // 2, (height - cut[1]) // 2
@@ -137,7 +144,8 @@ def _resize(picture: Image.Image, box: tuple[int, int, int, int], size: tuple[in
 class Medium:
     """A picture or clip for a sequence: what the vision encoder is to see, and for generation its clean latent.
 
-    `patches` [t·h·w, 1176] over `grid` (t, h, w) become `embeddings` [t·h·w / 4, hidden]; `label` is that of the latent.
+    `patches` [t·h·w, 1176] over `grid` (t, h, w) become `embeddings` [t·h·w / 4, hidden]; `label` is that of the
+    latent.
     """
 
     patches: torch.Tensor
@@ -174,11 +182,14 @@ def encode(vae, images: torch.Tensor) -> torch.Tensor:
     if vae.latent_channels != 48:
         raise ValueError(
             f"Lance works in the latent space of Wan 2.2's VAE (48 channels), but this VAE has {vae.latent_channels}. "
-            "Connect the VAE output of Load Lance.")
+            "Connect the VAE output of Load Lance."
+        )
     return vae.encode(images)
 
 
-def sample_frames(frames: torch.Tensor, fps: float, sample_fps: float = FPS, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
+def sample_frames(
+    frames: torch.Tensor, fps: float, sample_fps: float = FPS, max_seconds: float = MAX_SECONDS
+) -> torch.Tensor:
     """The frames [1 + 4k, h, w, c] of a clip [n, h, w, c] that the model sees."""
     return frames[frame_indices(frames.shape[0], fps, sample_fps, max_seconds)]
 

@@ -23,7 +23,8 @@ def position_ids(sequence: Sequence) -> list[torch.Tensor]:
     """Positions [3, n] (t, h, w) of each segment, int64.
 
     Qwen2.5-VL's mRoPE: text advances all axes by one, a block continues at the largest position so far plus one. MaPE
-    (Lance, section 3.2) then moves whole modalities along t, and lets the target of an edit stand where its source stands.
+    (Lance, section 3.2) then moves whole modalities along t, and lets the target of an edit stand where its source
+    stands.
     """
     positions, start = [], 0
     for segment in sequence.segments:
@@ -68,7 +69,8 @@ def rotary_frequencies(positions: torch.Tensor, head_dim: int, device: torch.dev
 
 
 def latent_position_tables(grid: Grid, hidden: int, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Tables [t, d], [h, d] and [w, hidden - 2d] of the fixed sin-cos embedding; a token adds one row of each, side by side.
+    """Tables [t, d], [h, d] and [w, hidden - 2d] of the fixed sin-cos embedding; a token adds one row of each, side by
+    side.
 
     Per axis [sin(p ω), cos(p ω)] with ω_j = 10000^(-j / (D / 2)), d the even part of hidden // 3, computed in float64.
     """

@@ -1,6 +1,8 @@
 """The interleaved sequence that Lance reads, as plain data.
 
-    <|im_start|>system\\n{system}<|im_end|>\\n<|im_start|>user\\n{media blocks}{prompt}<|im_end|>\\n<|im_start|>assistant\\n{target}
+    <|im_start|>system\\n{system}<|im_end|>\\n
+    <|im_start|>user\\n{media blocks}{prompt}<|im_end|>\\n
+    <|im_start|>assistant\\n{target}
 
 A sequence is an ordered list of segments: text, or media blocks of one token per latent position or merged vision patch
 between two bracket tokens. Text, brackets and vision tokens go through the understanding expert; latents go through the
@@ -41,8 +43,8 @@ LATENT_LABELS = (Label.TARGET, Label.SOURCE, Label.REFERENCE)
 class Segment:
     """A stretch of the sequence with one label.
 
-    Text has `ids`. A block has the `grid` (frames, height, width) of the tokens between its brackets, in latent units or
-    in merged vision patches, and a source or reference its `latent` [1, 48, t, h, w] as the VAE returned it.
+    Text has `ids`. A block has the `grid` (frames, height, width) of the tokens between its brackets, in latent units
+    or in merged vision patches, and a source or reference its `latent` [1, 48, t, h, w] as the VAE returned it.
     """
 
     label: Label
@@ -86,8 +88,9 @@ class Segment:
 class Sequence:
     """Segments and the `embeddings` [1, n, hidden] of their n understanding tokens, in order.
 
-    The target, where there is one, is the last segment and has no grid until sampling starts. `head` counts the segments
-    before the prompt: the conditional and the unconditional branch share them. Without `mape` positions are plain mRoPE.
+    The target, where there is one, is the last segment and has no grid until sampling starts. `head` counts the
+    segments before the prompt: the conditional and the unconditional branch share them. Without `mape` positions are
+    plain mRoPE.
     """
 
     segments: tuple[Segment, ...]

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
-
 import comfy.model_management
 import comfy.ops
 import comfy.patcher_extension
 import comfy.quant_ops
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention, optimized_attention_for_device
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 
@@ -31,11 +30,15 @@ KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer: keys and value
 
 
 class Run(NamedTuple):
-    """Consecutive context tokens that share one attention rule: how many of each stream, and whether they are causal."""
+    """Consecutive context tokens that share one attention rule: how many of each stream, and whether they are
+    causal."""
 
     causal: bool
     und: int
     gen: int
+
+
+ONE_TOKEN = [Run(True, 1, 0)]
 
 
 class SwiGLU(nn.Module):
@@ -82,7 +85,17 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, hidden: int, inner: int, heads: int, kv_heads: int, head_dim: int, device=None, dtype=None, operations=None):
+    def __init__(
+        self,
+        hidden: int,
+        inner: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        device=None,
+        dtype=None,
+        operations=None,
+    ):
         super().__init__()
         settings = {"device": device, "dtype": dtype}
         self.self_attn = Attention(hidden, heads, kv_heads, head_dim, operations=operations, **settings)
@@ -104,23 +117,29 @@ class DecoderLayer(nn.Module):
         return attention(q, k, v, q.shape[1], skip_reshape=True, **gqa, **kwargs)
 
     def forward(self, und, gen, frequencies, past, transformer_options):
-        """One layer of the target block: brackets [B, 2, hidden] and latents [B, n, hidden] see the context and each other."""
+        """One layer of the target block: brackets [B, 2, hidden] and latents [B, n, hidden] see the context and each
+        other."""
         qu, ku, vu = self.project(und, frequencies[0], UND)
         qg, kg, vg = self.project(gen, frequencies[1], GEN)
         batch = und.shape[0]
         keys = torch.cat([*(k.expand(batch, -1, -1, -1) for k, _ in past), ku, kg], dim=2)
         values = torch.cat([*(v.expand(batch, -1, -1, -1) for _, v in past), vu, vg], dim=2)
-        out = self.attend(optimized_attention, torch.cat([qu, qg], dim=2), keys, values, transformer_options=transformer_options)
+        out = self.attend(
+            optimized_attention, torch.cat([qu, qg], dim=2), keys, values, transformer_options=transformer_options
+        )
         return self.finish(und, out[:, : und.shape[1]], UND), self.finish(gen, out[:, und.shape[1] :], GEN)
 
     def context(self, und, gen, frequencies, runs: list[Run], past):
         """One layer of the context: each run attends to everything before it and, causally or fully, to itself."""
         qu, ku, vu = self.project(und, frequencies[0], UND)
-        qg, kg, vg = self.project(gen, frequencies[1], GEN) if gen is not None else (qu[:, :, :0], ku[:, :, :0], vu[:, :, :0])
+        qg, kg, vg = (
+            self.project(gen, frequencies[1], GEN) if gen is not None else (qu[:, :, :0], ku[:, :, :0], vu[:, :, :0])
+        )
         lengths = [run.und for run in runs], [run.gen for run in runs]
         queries, keys, values = (
             [torch.cat(pair, dim=2) for pair in zip(u.split(lengths[0], dim=2), g.split(lengths[1], dim=2))]
-            for u, g in ((qu, qg), (ku, kg), (vu, vg)))
+            for u, g in ((qu, qg), (ku, kg), (vu, vg))
+        )
         known = sum(k.shape[2] for k, _ in past)
         keys = torch.cat([*(k for k, _ in past), *keys], dim=2)
         values = torch.cat([*(v for _, v in past), *values], dim=2)
@@ -139,7 +158,6 @@ class DecoderLayer(nn.Module):
         if known:  # copies, so that what is shared with the past is held once
             keys, values = keys[:, :, known:].clone(), values[:, :, known:].clone()
         return und, gen, (keys, values)
-
 
     def read(self, und, frequencies, cache, known: int, runs: list[Run]):
         """One layer of a question or of an answer's next token, appending to `cache` after its `known` tokens."""
@@ -167,7 +185,9 @@ class Decoder(nn.Module):
     def __init__(self, layers: int, hidden: int, device=None, dtype=None, operations=None, **dims):
         super().__init__()
         settings = {"device": device, "dtype": dtype}
-        self.layers = nn.ModuleList(DecoderLayer(hidden, operations=operations, **settings, **dims) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(hidden, operations=operations, **settings, **dims) for _ in range(layers)
+        )
         self.norm = operations.RMSNorm(hidden, eps=RMS_EPS, **settings)
         self.norm_moe_gen = operations.RMSNorm(hidden, eps=RMS_EPS, **settings)
 
@@ -181,14 +201,27 @@ class LanguageModel(nn.Module):
 class LanceTransformer(nn.Module):
     """hidden → hidden for both experts, and the doors between latents and hidden (vae2llm, llm2vae, time_embedder)."""
 
-    def __init__(self, hidden: int, layers: int, inner: int, heads: int, kv_heads: int, head_dim: int, channels: int,
-                 image_model=None, device=None, dtype=None, operations=None):
+    def __init__(
+        self,
+        hidden: int,
+        layers: int,
+        inner: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        channels: int,
+        image_model=None,
+        device=None,
+        dtype=None,
+        operations=None,
+    ):
         super().__init__()
         self.dtype = dtype
         self.hidden, self.heads, self.kv_heads, self.head_dim, self.inner = hidden, heads, kv_heads, head_dim, inner
         settings = {"device": device, "dtype": dtype, "operations": operations}
         self.language_model = LanguageModel(
-            layers=layers, hidden=hidden, inner=inner, heads=heads, kv_heads=kv_heads, head_dim=head_dim, **settings)
+            layers=layers, hidden=hidden, inner=inner, heads=heads, kv_heads=kv_heads, head_dim=head_dim, **settings
+        )
         self.time_embedder = TimestepEmbedder(hidden, **settings)
         self.vae2llm = operations.Linear(channels, hidden, bias=True, device=device, dtype=dtype)
         self.llm2vae = operations.Linear(hidden, channels, bias=True, device=device, dtype=dtype)
@@ -208,7 +241,9 @@ class LanceTransformer(nn.Module):
         tau = self.time_embedder(timesteps.flatten(), tokens.dtype).unflatten(0, (x.shape[0], -1))
         return tokens.flatten(1, 3) + tau
 
-    def context(self, und: torch.Tensor, gen: torch.Tensor | None, frequencies, runs: list[Run], past: list[KeyValues] = ()) -> KeyValues:
+    def context(
+        self, und: torch.Tensor, gen: torch.Tensor | None, frequencies, runs: list[Run], past: list[KeyValues] = ()
+    ) -> KeyValues:
         """Keys and values of context tokens.
 
         und [1, n, hidden] and gen [1, m, hidden] hold the tokens of all runs in order; `past` is what came before them.
@@ -222,10 +257,21 @@ class LanceTransformer(nn.Module):
     def cache(self, tokens: int, device, dtype) -> KeyValues:
         """Room for the keys and values of that many tokens."""
         shape = (1, self.kv_heads, tokens, self.head_dim)
-        return [(torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype)) for _ in self.layers]
+        return [
+            (torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype))
+            for _ in self.layers
+        ]
 
-    def read(self, und: torch.Tensor, frequencies: torch.Tensor, cache: KeyValues, known: int, runs: list[Run] = (Run(True, 1, 0),)) -> torch.Tensor:
-        """Last hidden states [1, n, hidden] of n understanding tokens that follow the `known` ones in `cache`, which they join."""
+    def read(
+        self,
+        und: torch.Tensor,
+        frequencies: torch.Tensor,
+        cache: KeyValues,
+        known: int,
+        runs: list[Run] = ONE_TOKEN,
+    ) -> torch.Tensor:
+        """Last hidden states [1, n, hidden] of n understanding tokens that follow the `known` ones in `cache`, which
+        they join."""
         for layer, kv in zip(self.layers, cache):
             und = layer.read(und, frequencies, kv, known, runs)
         return und
@@ -236,7 +282,9 @@ class LanceTransformer(nn.Module):
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self._forward,
             self,
-            comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options),
+            comfy.patcher_extension.get_all_wrappers(
+                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+            ),
         ).execute(x, timesteps, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, transformer_options, brackets, frequencies, tables, past, denoise_mask=None):
@@ -250,13 +298,15 @@ class LanceTransformer(nn.Module):
             transformer_options["block_index"] = i
             layer_past = [piece[i] for piece in past]
             if ("double_block", i) in replace:
+
                 def block(args, layer=layer, layer_past=layer_past):
                     txt, img = layer(args["txt"], args["img"], args["pe"], layer_past, args["transformer_options"])
                     return {"img": img, "txt": txt}
 
                 out = replace[("double_block", i)](
                     {"img": gen, "txt": und, "pe": frequencies, "transformer_options": transformer_options},
-                    {"original_block": block})
+                    {"original_block": block},
+                )
                 und, gen = out["txt"], out["img"]
             else:
                 und, gen = layer(und, gen, frequencies, layer_past, transformer_options)

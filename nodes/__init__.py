@@ -5,9 +5,9 @@ import os
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from . import edit, encode, frames, guidance, latent, loader, reference
+from . import answer, edit, encode, frames, guidance, latent, loader, reference
 
-FEATURES = (loader, encode, edit, reference, latent, frames, guidance)
+FEATURES = (loader, encode, edit, reference, latent, frames, guidance, answer)
 NODES = [node for feature in FEATURES for node in feature.NODES]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from comfy_api.latest import Input, io
 
 from ..lance_model import language, media, tasks
@@ -11,21 +10,46 @@ from ..lance_model.sequence import Label
 
 IMAGE_PRESETS = [name for name in media.PRESETS if name.startswith("image")]
 VIDEO_PRESETS = [name for name in media.PRESETS if name.startswith("video")]
-RESOLUTION_TOOLTIP = ("The size that the model works in: about as many pixels as the preset, in the nearest of six aspect ratios (the edges "
-                      "are cropped to it), or the source's own size, cut to multiples of 16.")
+RESOLUTION_TOOLTIP = (
+    "The size that the model works in: about as many pixels as the preset, in the nearest of six aspect ratios (the "
+    "edges "
+    "are cropped to it), or the source's own size, cut to multiples of 16."
+)
 
 
 def advanced_prompts() -> list[io.Input]:
     return [
-        io.String.Input("negative_prompt", multiline=True, dynamic_prompts=True, default="", optional=True, advanced=True,
-                        tooltip="What to move away from. Lance was trained without; empty is its own unconditional branch."),
-        io.String.Input("system_prompt", multiline=True, default="", optional=True, advanced=True,
-                        tooltip="In place of the system prompt that Lance was trained with for this task. Empty: that one."),
+        io.String.Input(
+            "negative_prompt",
+            multiline=True,
+            dynamic_prompts=True,
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="What to move away from. Lance was trained without; empty is its own unconditional branch.",
+        ),
+        io.String.Input(
+            "system_prompt",
+            multiline=True,
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="In place of the system prompt that Lance was trained with for this task. Empty: that one.",
+        ),
     ]
 
 
-def _encode(clip, vae, frames: torch.Tensor, prompt: str, preset: str, modality: str, mask: torch.Tensor | None,
-            negative_prompt: str, system_prompt: str) -> tuple:
+def _encode(
+    clip,
+    vae,
+    frames: torch.Tensor,
+    prompt: str,
+    preset: str,
+    modality: str,
+    mask: torch.Tensor | None,
+    negative_prompt: str,
+    system_prompt: str,
+) -> tuple:
     source, fit = media.take(frames, preset, Label.SOURCE, vae)
     system = system_prompt.strip() or tasks.EDIT[modality]
     positive, negative = language.encode_pair(clip, prompt, negative_prompt, [source], system=system)
@@ -40,9 +64,13 @@ def latent_mask(mask: torch.Tensor, fit: media.Fit, frames: torch.Tensor) -> tor
     if mask.shape[-2:] != frames.shape[1:3]:
         raise ValueError(
             f"The mask is {mask.shape[-1]}x{mask.shape[-2]}, but the source is {frames.shape[2]}x{frames.shape[1]}. "
-            "Give a mask of the source's size.")
+            "Give a mask of the source's size."
+        )
     if mask.shape[0] not in (1, frames.shape[0]):
-        raise ValueError(f"There are {mask.shape[0]} masks for {frames.shape[0]} frames. Give one mask, or one for each frame that is sampled.")
+        raise ValueError(
+            f"There are {mask.shape[0]} masks for {frames.shape[0]} frames. Give one mask, or one for each frame "
+            f"that is sampled."
+        )
     cells = fit.for_mask(mask)[:, 0]
     if mask.shape[0] > 1:  # a latent frame covers four frames, the first one a single one
         cells = torch.stack([chunk.amax(dim=0) for chunk in (cells[:1], *cells[1:].split(4))])
@@ -58,16 +86,23 @@ class LanceEncodeEdit(io.ComfyNode):
             node_id="LanceEncodeEdit",
             display_name="Lance Encode Image Edit",
             category="Lance",
-            description="Encodes a picture and an instruction for editing it. Sample the latent with denoise 1. A mask limits what changes. "
-                        "Each picture of a batch becomes an edit of its own.",
+            description="Encodes a picture and an instruction for editing it. Sample the latent with denoise 1. A "
+            "mask limits what changes. "
+            "Each picture of a batch becomes an edit of its own.",
             search_aliases=["image edit", "instruct", "inpaint", "kontext", "qwen edit"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
                 io.Vae.Input("vae", tooltip="The VAE of Load Lance."),
                 io.Image.Input("image", tooltip="The picture to edit."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
+                ),
                 io.Combo.Input("resolution", options=[*IMAGE_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP),
-                io.Mask.Input("mask", optional=True, tooltip="Where the picture may change; soft edges count. Everywhere, if not connected."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the picture may change; soft edges count. Everywhere, if not connected.",
+                ),
                 *advanced_prompts(),
             ],
             outputs=[
@@ -78,12 +113,23 @@ class LanceEncodeEdit(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, vae, image: torch.Tensor, prompt: str, resolution: str, mask: torch.Tensor | None = None,
-                negative_prompt: str = "", system_prompt: str = "") -> io.NodeOutput:
+    def execute(
+        cls,
+        clip,
+        vae,
+        image: torch.Tensor,
+        prompt: str,
+        resolution: str,
+        mask: torch.Tensor | None = None,
+        negative_prompt: str = "",
+        system_prompt: str = "",
+    ) -> io.NodeOutput:
         edits = []
         for i, picture in enumerate(image):
             own_mask = None if mask is None else mask[min(i, len(mask) - 1)][None]
-            edits.append(_encode(clip, vae, picture[None], prompt, resolution, "image", own_mask, negative_prompt, system_prompt))
+            edits.append(
+                _encode(clip, vae, picture[None], prompt, resolution, "image", own_mask, negative_prompt, system_prompt)
+            )
         return io.NodeOutput(*(list(outputs) for outputs in zip(*edits)))
 
 
@@ -94,21 +140,42 @@ class LanceEncodeVideoEdit(io.ComfyNode):
             node_id="LanceEncodeVideoEdit",
             display_name="Lance Encode Video Edit",
             category="Lance",
-            description="Encodes a clip and an instruction for editing it. Sample the latent with denoise 1, decode, and give Create Video "
-                        "the frame rate from here; the sound comes from Get Video Components.",
+            description="Encodes a clip and an instruction for editing it. Sample the latent with denoise 1, decode, "
+            "and give Create Video "
+            "the frame rate from here; the sound comes from Get Video Components.",
             search_aliases=["video edit", "video to video", "v2v"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
                 io.Vae.Input("vae", tooltip="The VAE of Load Lance."),
                 io.Video.Input("video", tooltip="The clip to edit."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
+                ),
                 io.Combo.Input("resolution", options=[*VIDEO_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP),
-                io.Float.Input("sample_fps", default=media.FPS, min=1.0, max=60.0, step=1.0, advanced=True,
-                               tooltip="How many frames a second the model sees and makes. Lance was trained at 12."),
-                io.Float.Input("max_seconds", default=media.MAX_SECONDS, min=0.5, max=60.0, step=0.5, advanced=True,
-                               tooltip="A longer clip is sampled more sparsely, as if it were this long. Memory grows with it."),
-                io.Mask.Input("mask", optional=True,
-                              tooltip="Where the clip may change: one mask, or one for each sampled frame. Everywhere, if not connected."),
+                io.Float.Input(
+                    "sample_fps",
+                    default=media.FPS,
+                    min=1.0,
+                    max=60.0,
+                    step=1.0,
+                    advanced=True,
+                    tooltip="How many frames a second the model sees and makes. Lance was trained at 12.",
+                ),
+                io.Float.Input(
+                    "max_seconds",
+                    default=media.MAX_SECONDS,
+                    min=0.5,
+                    max=60.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="A longer clip is sampled more sparsely, as if it were this long. Memory grows with it.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the clip may change: one mask, or one for each sampled frame. Everywhere, if not "
+                    "connected.",
+                ),
                 *advanced_prompts(),
             ],
             outputs=[
@@ -120,8 +187,19 @@ class LanceEncodeVideoEdit(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, vae, video: Input.Video, prompt: str, resolution: str, sample_fps: float, max_seconds: float,
-                mask: torch.Tensor | None = None, negative_prompt: str = "", system_prompt: str = "") -> io.NodeOutput:
+    def execute(
+        cls,
+        clip,
+        vae,
+        video: Input.Video,
+        prompt: str,
+        resolution: str,
+        sample_fps: float,
+        max_seconds: float,
+        mask: torch.Tensor | None = None,
+        negative_prompt: str = "",
+        system_prompt: str = "",
+    ) -> io.NodeOutput:
         components = video.get_components()
         rate = float(components.frame_rate)
         frames = media.sample_frames(components.images, rate, sample_fps, max_seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from comfy_api.latest import io
 
 from ..lance_model import guidance
@@ -17,16 +16,28 @@ class LanceGuidance(io.ComfyNode):
             node_id="LanceGuidance",
             display_name="Lance Guidance",
             category="Lance",
-            description="Changes when Lance applies CFG and how it renormalises the result. Load Lance already sets the model's defaults.",
+            description="Changes when Lance applies CFG and how it renormalises the result. Load Lance already sets "
+            "the model's defaults.",
             search_aliases=["cfg interval", "cfg renorm", "rescale cfg", "guidance"],
             inputs=[
                 io.Model.Input("model"),
-                io.Float.Input("start", default=start, min=0.0, max=1.0, step=0.01,
-                               tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. Outside, one pass a step is saved."),
+                io.Float.Input(
+                    "start",
+                    default=start,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. Outside, one pass a step "
+                    "is saved.",
+                ),
                 io.Float.Input("end", default=end, min=0.0, max=1.0, step=0.01),
-                io.Combo.Input("renormalisation", options=list(guidance.RENORMALISATIONS),
-                               tooltip="Keeps the guided velocity from growing beyond the conditional one: over the whole latent (global), "
-                                       "per token (channel) or not at all."),
+                io.Combo.Input(
+                    "renormalisation",
+                    options=list(guidance.RENORMALISATIONS),
+                    tooltip="Keeps the guided velocity from growing beyond the conditional one: over the whole "
+                    "latent (global), "
+                    "per token (channel) or not at all.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
@@ -45,14 +56,22 @@ class LanceScheduler(io.ComfyNode):
             node_id="LanceScheduler",
             display_name="Lance Scheduler",
             category="Lance",
-            description="The reference's own noise schedule, exactly: t = s·u / (1 + (s - 1)·u), u from 1 to 0 in equal steps, "
-                        "with the MODEL's flow shift s. For SamplerCustomAdvanced; KSampler's simple schedule is within a thousandth of it.",
+            description="The reference's own noise schedule, exactly: t = s·u / (1 + (s - 1)·u), u from 1 to 0 in "
+            "equal steps, "
+            "with the MODEL's flow shift s. For SamplerCustomAdvanced; KSampler's simple schedule is within a "
+            "thousandth of it.",
             search_aliases=["sigmas", "flow shift", "schedule"],
             inputs=[
                 io.Model.Input("model"),
                 io.Int.Input("steps", default=30, min=1, max=10000),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01,
-                               tooltip="Below 1, only the last steps of a longer schedule: for image to image."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1, only the last steps of a longer schedule: for image to image.",
+                ),
             ],
             outputs=[io.Sigmas.Output()],
         )
@@ -60,7 +79,7 @@ class LanceScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model, steps: int, denoise: float) -> io.NodeOutput:
         shift = model.get_model_object("model_sampling").shift
-        u = torch.linspace(1, 0, int(steps / denoise) + 1)[-(steps + 1):]
+        u = torch.linspace(1, 0, int(steps / denoise) + 1)[-(steps + 1) :]
         return io.NodeOutput(shift * u / (1 + (shift - 1) * u))
 
 

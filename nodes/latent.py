@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 import comfy.latent_formats
 import comfy.model_management
+import torch
 from comfy_api.latest import io
 
 CUSTOM = "custom"
@@ -30,14 +29,24 @@ class EmptyLanceLatent(io.ComfyNode):
             node_id="EmptyLanceLatent",
             display_name="Empty Lance Latent",
             category="Lance",
-            description="An empty latent for a picture (one frame) or a clip, in the sizes that Lance was trained on or in one of your own.",
+            description="An empty latent for a picture (one frame) or a clip, in the sizes that Lance was trained on "
+            "or in one of your own.",
             search_aliases=["empty latent image", "empty latent video", "resolution", "lance latent"],
             inputs=[
-                io.Combo.Input("size", options=[*OPTIONS, CUSTOM], tooltip="Width x height. custom: the two values below."),
+                io.Combo.Input(
+                    "size", options=[*OPTIONS, CUSTOM], tooltip="Width x height. custom: the two values below."
+                ),
                 io.Int.Input("width", default=768, min=32, max=4096, step=16, tooltip="Used with custom."),
                 io.Int.Input("height", default=768, min=32, max=4096, step=16, tooltip="Used with custom."),
-                io.Int.Input("frames", default=1, min=1, max=1 + 4 * 256, step=4,
-                             tooltip=f"1 for a picture; 1 + 4k for a clip of 12 frames a second. Lance was trained up to {MAX_FRAMES}."),
+                io.Int.Input(
+                    "frames",
+                    default=1,
+                    min=1,
+                    max=1 + 4 * 256,
+                    step=4,
+                    tooltip=f"1 for a picture; 1 + 4k for a clip of 12 frames a second. Lance was trained up to "
+                    f"{MAX_FRAMES}.",
+                ),
                 io.Int.Input("batch_size", default=1, min=1, max=64),
             ],
             outputs=[io.Latent.Output()],
@@ -48,8 +57,13 @@ class EmptyLanceLatent(io.ComfyNode):
         if size != CUSTOM:
             width, height = map(int, size.rsplit(" ", 1)[1].split("x"))
         space = comfy.latent_formats.Wan22
-        shape = (batch_size, space.latent_channels, latent_frames(frames),
-                 height // space.spacial_downscale_ratio, width // space.spacial_downscale_ratio)
+        shape = (
+            batch_size,
+            space.latent_channels,
+            latent_frames(frames),
+            height // space.spacial_downscale_ratio,
+            width // space.spacial_downscale_ratio,
+        )
         samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
         return io.NodeOutput({"samples": samples})
 

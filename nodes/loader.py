@@ -16,12 +16,11 @@ VISION_FOLDERS = (FOLDER, "text_encoders")
 VAE_FOLDERS = (FOLDER, "vae")
 
 
-def _is_vision(name: str) -> bool:
-    return "vit" in Path(name).name.lower()
+PARTS = {Path(name).name for name in (*loading.VISION_FILES, *loading.VAE_FILES)}  # of the repository; no model files
 
 
-def _is_vae(name: str) -> bool:
-    return "vae" in Path(name).name.lower()
+def _named(name: str, word: str) -> bool:
+    return word in Path(name).name.lower()
 
 
 def _files(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".safetensors", ".sft")) -> dict[str, str]:
@@ -35,20 +34,21 @@ def _files(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".safetensors"
 
 
 def model_files() -> dict[str, str]:
-    return {name: f for name, f in _files(MODEL_FOLDERS).items() if f != FOLDER or not (_is_vision(name) or _is_vae(name))}
+    return {name: f for name, f in _files(MODEL_FOLDERS).items() if Path(name).name not in PARTS}
 
 
 def vision_files() -> dict[str, str]:
-    return {name: f for name, f in _files(VISION_FOLDERS).items() if f != FOLDER or _is_vision(name)}
+    return {name: f for name, f in _files(VISION_FOLDERS).items() if f != FOLDER or _named(name, "vit")}
 
 
 def vae_files() -> dict[str, str]:
     files = _files(VAE_FOLDERS, (".safetensors", ".sft", ".pth"))
-    return {name: f for name, f in files.items() if f != FOLDER or _is_vae(name)}
+    return {name: f for name, f in files.items() if f != FOLDER or _named(name, "vae")}
 
 
 def _path(name: str, files: dict[str, str]) -> str | None:
-    return None if name == AUTO else folder_paths.get_full_path_or_raise(files[name], name)
+    """None for auto. A file that is gone keeps its name, which the loader then does not find."""
+    return None if name == AUTO else folder_paths.get_full_path(files.get(name, FOLDER), name) or name
 
 
 class LoadLance(io.ComfyNode):
@@ -58,8 +58,8 @@ class LoadLance(io.ComfyNode):
             node_id="LanceLoader",
             display_name="Load Lance",
             category="Lance",
-            description="Loads a Lance checkpoint as a native MODEL, CLIP and VAE. Put the official repository into models/lance "
-                        "as downloaded, or its parts into diffusion_models, text_encoders and vae.",
+            description="Loads a Lance checkpoint as a native MODEL, CLIP and VAE. Put the official repository into "
+                        "models/lance as downloaded, or its parts into diffusion_models, text_encoders and vae.",
             search_aliases=["lance", "bytedance", "unified model", "checkpoint"],
             inputs=[
                 io.Combo.Input("model", options=list(model_files()),
@@ -67,9 +67,11 @@ class LoadLance(io.ComfyNode):
                 io.Combo.Input("weight_dtype", options=list(loading.WEIGHT_DTYPES), advanced=True,
                                tooltip="fp8 halves the memory of the experts at a small loss of precision."),
                 io.Combo.Input("vision", options=[AUTO, *vision_files()], advanced=True,
-                               tooltip="Qwen2.5-VL's vision encoder. auto: Qwen2.5-VL-ViT beside the model's folder, else the one in its file."),
+                               tooltip="Qwen2.5-VL's vision encoder. auto: Qwen2.5-VL-ViT beside the model's folder, else the "
+                                       "one in its file."),
                 io.Combo.Input("vae", options=[AUTO, *vae_files()], advanced=True,
-                               tooltip="Wan 2.2's VAE. auto: the one in the model's file, else Wan2.2_VAE beside the model's folder or in models/vae."),
+                               tooltip="Wan 2.2's VAE. auto: the one in the model's file, else Wan2.2_VAE beside the model's "
+                                       "folder or in models/vae."),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
@@ -79,8 +81,8 @@ class LoadLance(io.ComfyNode):
         files = model_files()
         if model not in files:
             there = f"There is: {', '.join(list(files)[:5])}" if files else "There is no model yet"
-            return (f"The model {model!r} is not in models/lance, models/diffusion_models or models/checkpoints. {there}. "
-                    "Download the Lance repository into models/lance and press R to refresh.")
+            return (f"The model {model!r} is not in models/lance, models/diffusion_models or models/checkpoints. "
+                    f"{there}. Download the Lance repository into models/lance and press R to refresh.")
         for kind, name, known in (("vision encoder", vision, vision_files()), ("VAE", vae, vae_files())):
             if name != AUTO and name not in known:
                 return f"The {kind} {name!r} is not in your model folders. Choose auto or a file from the list."
@@ -88,10 +90,9 @@ class LoadLance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, weight_dtype: str, vision: str, vae: str) -> io.NodeOutput:
-        path = _path(model, model_files())
-        folders = [Path(p) for folder in (FOLDER, "text_encoders", "vae") for p in folder_paths.get_folder_paths(folder)]
-        return io.NodeOutput(
-            *loading.load(path, _path(vision, vision_files()), _path(vae, vae_files()), weight_dtype, folders))
+        folders = [Path(path) for folder in (FOLDER, "text_encoders", "vae") for path in folder_paths.get_folder_paths(folder)]
+        return io.NodeOutput(*loading.load(
+            _path(model, model_files()), _path(vision, vision_files()), _path(vae, vae_files()), weight_dtype, folders))
 
 
 NODES = [LoadLance]

@@ -16,29 +16,49 @@ class LanceEncodeReferences(io.ComfyNode):
             node_id="LanceEncodeReferences",
             display_name="Lance Encode References",
             category="Lance",
-            description="Encodes reference pictures and a prompt for a new picture or clip with the same subjects. Refer to them by their "
-                        "order: the dog from the first picture. The size of the result is that of the latent.",
+            description="Encodes reference pictures and a prompt for a new picture or clip with the same subjects. "
+            "Refer to them by their "
+            "order: the dog from the first picture. The size of the result is that of the latent.",
             search_aliases=["subject", "ip adapter", "identity", "reference image", "maze"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
                 io.Vae.Input("vae", tooltip="The VAE of Load Lance."),
-                io.Autogrow.Input("images", template=io.Autogrow.TemplatePrefix(io.Image.Input("image"), prefix="image", min=1, max=16),
-                                  tooltip="The references, in order. A batch counts as several."),
+                io.Autogrow.Input(
+                    "images",
+                    template=io.Autogrow.TemplatePrefix(io.Image.Input("image"), prefix="image", min=1, max=16),
+                    tooltip="The references, in order. A batch counts as several.",
+                ),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True),
                 io.Combo.Input("target", options=list(tasks.MODALITIES), tooltip="What is to be made."),
-                io.Combo.Input("resolution", options=[*IMAGE_PRESETS, *VIDEO_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP),
+                io.Combo.Input(
+                    "resolution", options=[*IMAGE_PRESETS, *VIDEO_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP
+                ),
                 *advanced_prompts(),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
         )
 
     @classmethod
-    def execute(cls, clip, vae, images: io.Autogrow.Type, prompt: str, target: str, resolution: str,
-                negative_prompt: str = "", system_prompt: str = "") -> io.NodeOutput:
+    def execute(
+        cls,
+        clip,
+        vae,
+        images: io.Autogrow.Type,
+        prompt: str,
+        target: str,
+        resolution: str,
+        negative_prompt: str = "",
+        system_prompt: str = "",
+    ) -> io.NodeOutput:
         references = [
-            media.take(picture[None], resolution, Label.REFERENCE, vae)[0] for batch in images.values() for picture in batch]
+            media.take(picture[None], resolution, Label.REFERENCE, vae)[0]
+            for batch in images.values()
+            for picture in batch
+        ]
         system = system_prompt.strip() or tasks.SUBJECT[target]
-        return io.NodeOutput(*language.encode_pair(clip, prompt, negative_prompt, references, target=target, system=system))
+        return io.NodeOutput(
+            *language.encode_pair(clip, prompt, negative_prompt, references, target=target, system=system)
+        )
 
 
 NODES = [LanceEncodeReferences]

@@ -9,15 +9,20 @@ import pytest
 import torch
 from comfy.cli_args import args
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+# `python -m pytest` puts the repository first, whose folder `nodes` would hide ComfyUI's module.
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != REPOSITORY]
+
 args.cpu = not torch.cuda.is_available()
 args.use_pytorch_cross_attention = True
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "comfyui_lance"  # the plugin's folder may have any name, so it is imported under this one
 
 
 def _import_plugin() -> None:
-    spec = importlib.util.spec_from_file_location(PACKAGE, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACKAGE] = module
     spec.loader.exec_module(module)

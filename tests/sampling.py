@@ -29,18 +29,36 @@ class Probe:
         return velocity
 
 
-
 def schedule(steps: int, shift: float) -> torch.Tensor:
     """The reference's noise levels."""
     u = torch.linspace(1, 0, steps + 1)
     return shift * u / (1 + (shift - 1) * u)
 
 
-def sample(model, positive, negative, noise: torch.Tensor, sigmas: torch.Tensor, cfg: float = 4.0, latent: torch.Tensor | None = None,
-           mask: torch.Tensor | None = None, sampler: str = "euler") -> torch.Tensor:
+def sample(
+    model,
+    positive,
+    negative,
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+    cfg: float = 4.0,
+    latent: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    sampler: str = "euler",
+) -> torch.Tensor:
     """What SamplerCustomAdvanced runs, from and to the model's own latent space."""
     space = model.get_model_object("latent_format")
     start = torch.zeros_like(noise) if latent is None else space.process_out(latent)
     out = comfy.sample.sample_custom(
-        model, noise, cfg, comfy.samplers.sampler_object(sampler), sigmas, positive, negative, start, noise_mask=mask, disable_pbar=True)
+        model,
+        noise,
+        cfg,
+        comfy.samplers.sampler_object(sampler),
+        sigmas,
+        positive,
+        negative,
+        start,
+        noise_mask=mask,
+        disable_pbar=True,
+    )
     return space.process_in(out)

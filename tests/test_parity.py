@@ -73,20 +73,25 @@ def check_sampling(model, case: Case, positive, negative, **kwargs) -> None:
 def test_text_to(name, lance, parity_folder):
     case = load_case(parity_folder, name)
     model, clip, _ = lance
-    positive, negative = language.encode_pair(clip, case.settings["prompt"], target="video" if name == "t2v" else "image")
+    positive, negative = language.encode_pair(
+        clip, case.settings["prompt"], target="video" if name == "t2v" else "image"
+    )
     check_sequence(positive, case)
     if "position_ids_uncond" in case.tensors:
         check_sequence(negative, case, "_uncond")
     check_sampling(model, case, positive, negative)
 
 
-@pytest.mark.parametrize("name, label, system", [
-    ("image_edit", Label.SOURCE, tasks.EDIT["image"]),
-    ("video_edit", Label.SOURCE, tasks.EDIT["video"]),
-    ("subject_image", Label.REFERENCE, tasks.SUBJECT["image"]),
-    ("subject_image_two", Label.REFERENCE, tasks.SUBJECT["image"]),
-    ("subject_video", Label.REFERENCE, tasks.SUBJECT["video"]),
-])
+@pytest.mark.parametrize(
+    "name, label, system",
+    [
+        ("image_edit", Label.SOURCE, tasks.EDIT["image"]),
+        ("video_edit", Label.SOURCE, tasks.EDIT["video"]),
+        ("subject_image", Label.REFERENCE, tasks.SUBJECT["image"]),
+        ("subject_image_two", Label.REFERENCE, tasks.SUBJECT["image"]),
+        ("subject_video", Label.REFERENCE, tasks.SUBJECT["video"]),
+    ],
+)
 def test_media_to(name, label, system, lance, parity_folder):
     case = load_case(parity_folder, name)
     model, clip, _ = lance

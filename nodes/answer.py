@@ -1,0 +1,258 @@
+"""Questions and captions: pictures or a clip → text, by the understanding expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from comfy_api.latest import Input, io
+from server import PromptServer
+
+from ..lance_model import language, media, tasks
+from .edit import IMAGE_PRESETS, VIDEO_PRESETS
+
+EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
+POSITIONS = ("reference", "trained")
+REWRITE = (
+    "You write prompts for a text-to-video model. Rewrite the user's short idea as one long, concrete, cinematic "
+    "description in English: "
+    "the subject and its look, the setting, light and colours, what moves and how, and the camera. Keep everything "
+    "that the user asked "
+    "for, add nothing that contradicts it, and answer with the description alone."
+)
+
+
+def sampling_input() -> io.Input:
+    return io.DynamicCombo.Input(
+        "sampling",
+        options=[
+            io.DynamicCombo.Option("off", []),
+            io.DynamicCombo.Option(
+                "on",
+                [
+                    io.Float.Input(
+                        "temperature", default=0.7, min=0.01, max=2.0, step=0.01, tooltip="Higher is more varied."
+                    ),
+                    io.Int.Input(
+                        "top_k", default=50, min=0, max=1000, tooltip="Choose among this many tokens; 0 is all."
+                    ),
+                    io.Float.Input(
+                        "top_p",
+                        default=0.9,
+                        min=0.01,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="Choose among the likeliest tokens of this total.",
+                    ),
+                    io.Float.Input(
+                        "repetition_penalty", default=1.05, min=0.5, max=2.0, step=0.01, tooltip="Above 1 repeats less."
+                    ),
+                    io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                ],
+            ),
+        ],
+        tooltip="off: the likeliest token each time, the same answer every run.",
+    )
+
+
+def sampling_options(sampling: dict) -> dict:
+    return {key: value for key, value in sampling.items() if key != "sampling"} | {
+        "do_sample": sampling["sampling"] == "on"
+    }
+
+
+def length_input() -> io.Input:
+    return io.Int.Input(
+        "max_length", default=256, min=1, max=4096, tooltip="Tokens at most; a token is about three quarters of a word."
+    )
+
+
+def streamed(clip, node_id: str | None) -> Callable[[list[int]], None]:
+    """Shows the text on the node while it is written."""
+
+    def show(ids: list[int]) -> None:
+        if node_id is not None:
+            PromptServer.instance.send_progress_text(clip.decode(ids), node_id)
+
+    return show
+
+
+def respond(clip, model, request: language.Request, max_length: int, sampling: dict, node_id: str | None) -> str:
+    show = streamed(clip, node_id)
+    text = clip.decode(
+        language.answer(clip, model, request, max_length=max_length, on_tokens=show, **sampling_options(sampling))
+    ).strip()
+    if not text and node_id is not None:
+        PromptServer.instance.send_progress_text(EMPTY_HINT, node_id)
+    return text
+
+
+class LanceAnswer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LanceAnswer",
+            display_name="Lance Ask or Caption",
+            category="Lance",
+            description="Answers a question about pictures or a clip, or captions them. A batch of pictures gives a "
+            "list of texts, one for each.",
+            search_aliases=["caption", "vqa", "image to text", "describe", "interrogate", "video question", "llm"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Load Lance; LoRAs on it count."),
+                io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
+                io.DynamicCombo.Input(
+                    "task",
+                    options=[
+                        io.DynamicCombo.Option(
+                            "question",
+                            [
+                                io.String.Input(
+                                    "question", multiline=True, dynamic_prompts=True, tooltip="What you want to know."
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "caption",
+                            [
+                                io.Combo.Input(
+                                    "style",
+                                    options=list(tasks.CAPTION),
+                                    tooltip="Which of the trained instructions to caption by.",
+                                )
+                            ],
+                        ),
+                    ],
+                    tooltip="Ask something, or have everything described.",
+                ),
+                io.Autogrow.Input(
+                    "images",
+                    template=io.Autogrow.TemplatePrefix(io.Image.Input("image"), prefix="image", min=0, max=16),
+                    optional=True,
+                    tooltip="Pictures. Those of several sockets are shown together, in one question.",
+                ),
+                io.Video.Input(
+                    "video", optional=True, tooltip="A clip; up to 6 seconds are seen at 12 frames a second."
+                ),
+                length_input(),
+                sampling_input(),
+                io.Combo.Input(
+                    "image_resolution",
+                    options=[*IMAGE_PRESETS, media.KEEP],
+                    optional=True,
+                    advanced=True,
+                    tooltip="How large pictures are for the vision encoder.",
+                ),
+                io.Combo.Input(
+                    "video_resolution",
+                    options=[*VIDEO_PRESETS, media.KEEP],
+                    optional=True,
+                    advanced=True,
+                    tooltip="How large a clip is for the vision encoder.",
+                ),
+                io.Combo.Input(
+                    "positions",
+                    options=list(POSITIONS),
+                    optional=True,
+                    advanced=True,
+                    tooltip="reference: plain positions, as the reference implementation answers. trained: with "
+                    "MaPE's shift, as in "
+                    "training; try it if answers stop at once.",
+                ),
+                io.String.Input(
+                    "system_prompt",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="In place of the system prompt that Lance was trained with for this task. Empty: that one.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="text", is_output_list=True)],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        task: dict,
+        max_length: int,
+        sampling: dict,
+        images: io.Autogrow.Type | None = None,
+        video: Input.Video | None = None,
+        image_resolution: str = IMAGE_PRESETS[0],
+        video_resolution: str = VIDEO_PRESETS[0],
+        positions: str = POSITIONS[0],
+        system_prompt: str = "",
+    ) -> io.NodeOutput:
+        batches = list((images or {}).values())
+        clips = []
+        if video is not None:
+            components = video.get_components()
+            clips = [media.see(media.sample_frames(components.images, float(components.frame_rate)), video_resolution)]
+        modality = "video" if clips else "image"
+        system, prompt = system_prompt.strip() or None, task.get("question", "")
+        if task["task"] == "caption":
+            system, prompt = system or tasks.CAPTION[task["style"]].format(m=modality), ""
+            if not batches and not clips:
+                raise ValueError("There is nothing to caption. Connect a picture or a clip.")
+        texts = []
+        for i in range(max((len(batch) for batch in batches), default=1)):
+            pictures = [batch[min(i, len(batch) - 1)][None] for batch in batches]
+            seen = (*(media.see(picture, image_resolution) for picture in pictures), *clips)
+            request = language.Request(prompt, system, modality, seen, mape=positions == "trained")
+            texts.append(respond(clip, model, request, max_length, sampling, cls.hidden.unique_id))
+        return io.NodeOutput(texts)
+
+
+class LanceEnhancePrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LanceEnhancePrompt",
+            display_name="Lance Enhance Prompt",
+            category="Lance",
+            description="Rewrites a short idea as the long, concrete description that Lance was trained on, "
+            "optionally with the clip's first "
+            "frame before its eyes.",
+            search_aliases=["prompt enhance", "rewrite", "expand prompt", "llm", "magic prompt"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Load Lance; LoRAs on it count."),
+                io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="The short idea."),
+                io.Image.Input("image", optional=True, tooltip="The clip's first frame, for image to video."),
+                length_input(),
+                sampling_input(),
+                io.String.Input(
+                    "instruction",
+                    multiline=True,
+                    default=REWRITE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The system prompt by which the idea is rewritten.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="prompt")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        prompt: str,
+        max_length: int,
+        sampling: dict,
+        image: torch.Tensor | None = None,
+        instruction: str = REWRITE,
+    ) -> io.NodeOutput:
+        seen = (media.see(image[:1], IMAGE_PRESETS[0]),) if image is not None else ()
+        text = respond(
+            clip, model, language.Request(prompt, instruction, media=seen), max_length, sampling, cls.hidden.unique_id
+        )
+        return io.NodeOutput(text or prompt)
+
+
+NODES = [LanceAnswer, LanceEnhancePrompt]

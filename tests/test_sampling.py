@@ -1,0 +1,326 @@
+"""Lance under ComfyUI's samplers, guiders, conditioning nodes, step caches, hooks and memory management."""
+
+import gc
+import weakref
+
+import comfy.hooks
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
+from comfyui_lance.lance_model import context, language, media
+from comfyui_lance.lance_model.sequence import Label
+from comfyui_lance.lance_model.transformer import LanceTransformer
+from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
+from parity_case import load_case
+from sampling import Probe, sample, schedule
+
+from nodes import (
+    CLIPTextEncode,
+    ConditioningAverage,
+    ConditioningCombine,
+    ConditioningConcat,
+    ConditioningSetArea,
+    ConditioningZeroOut,
+)
+
+PROMPT = "A red fox sleeps under a birch tree in the snow."
+
+
+@pytest.fixture()
+def noise() -> torch.Tensor:
+    return torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture()
+def pair(lance):
+    return language.encode_pair(lance[1], PROMPT)
+
+
+@pytest.fixture()
+def contexts(monkeypatch) -> list[int]:
+    """Grows by the number of context tokens at each context pass."""
+    counted, original = [], LanceTransformer.context
+
+    def counting(self, und, gen, *args):
+        counted.append(und.shape[1] + (0 if gen is None else gen.shape[1]))
+        return original(self, und, gen, *args)
+
+    monkeypatch.setattr(LanceTransformer, "context", counting)
+    return counted
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def ksample(model, noise, pair, steps=30, sampler="euler", scheduler="simple", cfg=4.0, **kwargs) -> torch.Tensor:
+    """What KSampler runs, in the model's own latent space."""
+    out = comfy.sample.sample(
+        model, noise, steps, cfg, sampler, scheduler, *pair, torch.zeros_like(noise), disable_pbar=True, **kwargs
+    )
+    return model.get_model_object("latent_format").process_in(out)
+
+
+def test_thirty_steps_cost_56_target_passes_and_two_context_passes(lance, pair, noise, contexts):
+    probe = Probe()
+    ksample(probe.attach(lance[0]), noise, pair)
+    assert probe.passes == 56
+    assert len(contexts) == 2
+
+
+@pytest.mark.parametrize("name", ["t2i", "t2v"])
+def test_ksampler_follows_the_exact_schedule(name, lance, parity_folder):
+    model, clip, _ = lance
+    case = load_case(parity_folder, name)
+    pair = language.encode_pair(clip, case.settings["prompt"], target="video" if name == "t2v" else "image")
+    noise = case.latent("noise")
+    exact = sample(model, *pair, noise, schedule(30, 3.5))
+    assert relative(ksample(model, noise, pair), exact) < 1e-3
+
+
+def test_the_scheduler_node_is_the_reference_schedule(lance):
+    sigmas = LanceScheduler.execute(lance[0], 30, 1.0).result[0]
+    assert torch.allclose(sigmas, schedule(30, 3.5), atol=1e-7)
+    half = LanceScheduler.execute(lance[0], 10, 0.5).result[0]
+    assert torch.allclose(half, schedule(20, 3.5)[-11:], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "patch", [lambda m: ModelSamplingSD3().patch(m, 3.5)[0], lambda m: ModelSamplingAuraFlow().patch_aura(m, 3.5)[0]]
+)
+def test_flow_shift_nodes_with_the_same_shift_change_nothing(patch, lance, pair, noise):
+    assert torch.allclose(ksample(patch(lance[0]), noise, pair, 8), ksample(lance[0], noise, pair, 8), atol=1e-5)
+    assert (
+        relative(ksample(ModelSamplingSD3().patch(lance[0], 1.0)[0], noise, pair, 8), ksample(lance[0], noise, pair, 8))
+        > 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["heun", "dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "res_multistep", "uni_pc", "lcm", "euler_cfg_pp", "er_sde"],
+)
+def test_samplers(sampler, lance, pair, noise):
+    out = ksample(lance[0], noise, pair, 8, sampler, "beta", seed=3)
+    assert out.isfinite().all() and 0.1 < out.std() < 10
+
+
+def test_a_batch_is_what_single_runs_are(lance, pair, noise):
+    other = torch.randn(noise.shape, generator=torch.Generator().manual_seed(2))
+    batch = ksample(lance[0], torch.cat([noise, other]), pair, 6)
+    single = torch.cat([ksample(lance[0], n, pair, 6) for n in (noise, other)])
+    assert torch.allclose(batch, single, atol=1e-4)
+
+
+def test_images_and_clips_from_core_latents(lance, pair):
+    four_dimensional = torch.randn(1, 48, 4, 6)
+    assert comfy.sample.fix_empty_latent_channels(lance[0], torch.zeros(1, 16, 4, 6)).shape == (1, 48, 1, 4, 6)
+    assert ksample(lance[0], four_dimensional.unsqueeze(2), pair, 2).shape == (1, 48, 1, 4, 6)
+
+
+def test_core_text_encode_is_the_image_template(lance, noise):
+    model, clip, _ = lance
+    core = [CLIPTextEncode().encode(clip, text)[0] for text in (PROMPT, "")]
+    assert torch.equal(ksample(model, noise, core, 4), ksample(model, noise, language.encode_pair(clip, PROMPT), 4))
+
+
+def test_negative_prompts_and_combined_prompts_count(lance, pair, noise):
+    model, clip, _ = lance
+    plain = ksample(model, noise, pair, 4)
+    negative = language.encode_pair(clip, PROMPT, "blurry")[1]
+    assert relative(ksample(model, noise, (pair[0], negative), 4), plain) > 1e-4
+    both = ConditioningCombine().combine(pair[0], language.encode_pair(clip, "A blue bowl.")[0])[0]
+    assert relative(ksample(model, noise, (both, pair[1]), 4), plain) > 1e-4
+    area = ConditioningSetArea().append(pair[0], 32, 32, 0, 0, 1.0)[0]
+    assert ksample(model, noise, (area, pair[1]), 4).isfinite().all()
+
+
+def test_changed_conditioning_is_refused(lance, pair, noise):
+    model, clip, _ = lance
+    other = language.encode_pair(clip, "A red fox sleeps under a birch tree in the rain.")[0]
+    changed = [
+        ConditioningAverage().addWeighted(pair[0], other, 0.5)[0],
+        ConditioningConcat().concat(pair[0], other)[0],
+        ConditioningZeroOut().zero_out(pair[0])[0],
+    ]
+    for conditioning in changed:
+        with pytest.raises(ValueError, match="has changed Lance's conditioning"):
+            ksample(model, noise, (conditioning, pair[1]), 1)
+
+
+def test_foreign_conditioning_is_refused(lance, noise):
+    foreign = [[torch.zeros(1, 77, 64), {}]]
+    with pytest.raises(ValueError, match="not encoded with Lance's CLIP"):
+        ksample(lance[0], noise, (foreign, foreign), 1)
+
+
+def test_guidance_node_changes_interval_and_renormalisation(lance, pair, noise):
+    always = LanceGuidance.execute(lance[0], 0.0, 1.0, "global").result[0]
+    probe = Probe()
+    ksample(probe.attach(always), noise, pair)
+    assert probe.passes == 60
+    never = LanceGuidance.execute(lance[0], 1.0, 1.0, "global").result[0]
+    assert torch.allclose(ksample(never, noise, pair, 4), ksample(lance[0], noise, pair, 4, cfg=1.0), atol=1e-5)
+    plain = LanceGuidance.execute(lance[0], 0.4, 1.0, "none").result[0]
+    channel = LanceGuidance.execute(lance[0], 0.4, 1.0, "channel").result[0]
+    outputs = [ksample(m, noise, pair, 4) for m in (lance[0], plain, channel)]
+    assert all(
+        relative(a, b) > 1e-3 for a, b in ((outputs[0], outputs[1]), (outputs[0], outputs[2]), (outputs[1], outputs[2]))
+    )
+
+
+def test_renormalisation_is_the_formula(lance):
+    cond, uncond = torch.randn(2, 48, 1, 4, 6), torch.randn(2, 48, 1, 4, 6)
+    args = {"cond": cond, "uncond": uncond, "cond_scale": 4.0}
+    v = uncond + 4 * (cond - uncond)
+    for mode, norm in (
+        ("global", lambda x: x.flatten(1).norm(dim=1).view(2, 1, 1, 1, 1)),
+        ("channel", lambda x: x.norm(dim=1, keepdim=True)),
+    ):
+        model = LanceGuidance.execute(lance[0], 0.4, 1.0, mode).result[0]
+        guided = model.model_options["sampler_cfg_function"](args)
+        assert torch.allclose(guided, v * (norm(cond) / (norm(v) + 1e-8)).clamp(0, 1), atol=1e-5)
+
+
+def test_kept_places_do_not_move(lance, pair):
+    latent, noise = torch.randn(1, 48, 3, 4, 6), torch.randn(1, 48, 3, 4, 6)
+    mask = torch.ones(1, 1, 3, 4, 6)
+    mask[:, :, 0] = 0
+    mask[:, :, 1:, :, :2] = 0.5
+    out = sample(lance[0], *pair, noise, schedule(6, 3.5), latent=latent, mask=mask)
+    assert torch.allclose(out[:, :, 0], latent[:, :, 0], atol=1e-5)
+    assert relative(out[:, :, 1:], latent[:, :, 1:]) > 0.1
+    soft, hard = (relative(out[:, :, 1:, :, part], latent[:, :, 1:, :, part]) for part in (slice(0, 2), slice(2, 6)))
+    assert soft < hard
+
+
+def edit(clip, seen_prompt=PROMPT):
+    picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(5))
+    seen = media.see(picture, "image 256")
+    source = media.Medium(seen.patches, seen.grid, torch.randn(1, 48, 1, 4, 6), Label.SOURCE)
+    return language.encode_pair(clip, seen_prompt, seen=[source])
+
+
+def test_branches_share_system_prompt_and_media(lance, noise, contexts):
+    model, clip, _ = lance
+    pair = edit(clip)
+    ksample(model, noise, pair, 4)
+    whole = sum(len(s) for s in pair[0][0][1]["lance_sequence"].context)
+    head = sum(len(s) for s in pair[0][0][1]["lance_sequence"].segments[:3])
+    tail = sum(len(s) for s in pair[1][0][1]["lance_sequence"].context) - head
+    assert contexts == [whole, tail] and head > 20 * tail
+
+
+def test_shared_head_computes_the_same(lance, noise, monkeypatch):
+    model, clip, _ = lance
+    pair = edit(clip)
+    shared = ksample(model, noise, pair, 4)
+    monkeypatch.setattr("comfyui_lance.lance_model.sequence.Sequence.shares_head", lambda self, other: False)
+    assert torch.allclose(shared, ksample(model, noise, pair, 4), atol=1e-5)
+
+
+def test_contexts_die_with_the_run_even_when_it_is_interrupted(lance, pair, noise, monkeypatch):
+    stores = []
+    original = context.ContextStore.__init__
+
+    def remembering(self):
+        original(self)
+        stores.append(weakref.ref(self))
+
+    def interrupt(*args):
+        raise comfy.model_management.InterruptProcessingException()
+
+    monkeypatch.setattr(context.ContextStore, "__init__", remembering)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        ksample(lance[0], noise, pair, 4, callback=interrupt)
+    before = ksample(lance[0], noise, pair, 4)
+    gc.collect()
+    assert len(stores) == 2 and all(store() is None for store in stores)
+    assert torch.equal(before, ksample(lance[0], noise, pair, 4))
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
+def test_step_caches(node, lance, pair, noise):
+    full = ksample(lance[0], noise, pair)
+    computed = []
+    hook = lance[0].model.diffusion_model.llm2vae.register_forward_hook(lambda *args: computed.append(1))
+    cached = node.execute(lance[0], reuse_threshold=0.5, start_percent=0.15, end_percent=0.95, verbose=False).result[0]
+    out = ksample(cached, noise, pair)
+    hook.remove()
+    assert len(computed) < 50
+    assert relative(out, full) < 0.3
+    assert torch.equal(ksample(lance[0], noise, pair), full), "the cache has touched the model or its inputs"
+
+
+def test_compiled_model_does_not_recompile_each_step(lance, pair, noise):
+    torch._dynamo.reset()
+    compiled = lance[0].clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    torch._dynamo.utils.counters.clear()
+    out = ksample(compiled, noise, pair, 8)
+    assert torch.allclose(out, ksample(lance[0], noise, pair, 8), atol=1e-4)
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    torch._dynamo.reset()
+
+
+def lora_patches(scale: float) -> dict:
+    key = "diffusion_model.language_model.model.layers.1.self_attn.{}.weight"
+    generator = torch.Generator().manual_seed(9)
+    return {
+        key.format(name): ("diff", (scale * torch.randn(64, 64, generator=generator),))
+        for name in ("q_proj", "q_proj_moe_gen")
+    }
+
+
+def test_weight_patches_count_and_leave_again(lance, pair, noise):
+    plain = ksample(lance[0], noise, pair, 4)
+    patched = lance[0].clone()
+    assert len(patched.add_patches(lora_patches(0.1), 1.0)) == 2
+    assert relative(ksample(patched, noise, pair, 4), plain) > 1e-3
+    assert torch.allclose(ksample(lance[0], noise, pair, 4), plain, atol=1e-5)
+
+
+def test_hooked_weights_have_contexts_of_their_own(lance, noise, contexts):
+    """A LoRA scheduled on one prompt changes that prompt's context, and again when its strength changes."""
+    model, clip, _ = lance
+    positive, negative = language.encode_pair(clip, PROMPT)
+    hook = comfy.hooks.WeightHook(strength_model=1.0)
+    hook.need_weight_init = False
+    hook.weights = lora_patches(0.1)
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    keyframes.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
+    keyframes.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.5))
+    group.set_keyframes_on_hooks(keyframes)
+    hooked = comfy.hooks.set_hooks_for_conditioning(positive, group)
+    plain = ksample(model, noise, (positive, negative), 6)
+    contexts.clear()
+    out = ksample(model, noise, (hooked, negative), 6)
+    assert len(contexts) == 3
+    assert relative(out, plain) > 1e-3
+    assert torch.allclose(ksample(model, noise, (positive, negative), 6), plain, atol=1e-5)
+
+
+def test_partly_loaded_weights_compute_the_same(lance, pair, noise):
+    model = lance[0]
+    full = ksample(model, noise, pair, 4)
+    small = model.clone()
+    small.patch_model(lowvram_model_memory=model.model_size() // 3)
+    cast = [m for m in small.model.modules() if getattr(m, "comfy_cast_weights", False)]
+    assert cast, "nothing was left to be cast on the fly"
+    assert torch.allclose(ksample(small, noise, pair, 4), full, atol=1e-5)
+    small.detach()
+
+
+def test_memory_estimate_counts_target_and_context(lance):
+    model = lance[0].model
+    base = model.memory_required([1, 48, 1, 48, 48], {"context": [[1, 1, 155]]})
+    assert model.memory_required([2, 48, 1, 48, 48], {"context": [[1, 1, 155]]}) > 1.9 * base
+    assert model.memory_required([1, 48, 1, 48, 48], {"context": [[1, 1, 3000]]}) > base
+    assert model.memory_required([1, 48, 13, 48, 48], {"context": [[1, 1, 155]]}) > 10 * base
