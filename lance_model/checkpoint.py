@@ -72,10 +72,12 @@ def check_file(path: Path) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(
             f"{path.name} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its repository, or "
-            "download the file from its web page.")
-    if start.lstrip().startswith(b"<"):
+            "download the file from its web page."
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
-            f"{path.name} is a web page, not the weights themselves. Download it again, by the page's download link.")
+            f"{path.name} is a web page, not the weights themselves. Download it again, by the page's download link."
+        )
 
 
 def read_header(path: str | os.PathLike) -> Header:
@@ -94,7 +96,8 @@ def read_header(path: str | os.PathLike) -> Header:
     except SafetensorError as error:
         raise CheckpointError(
             f"{path.name} ({path.stat().st_size:,} bytes) is incomplete, damaged or not a safetensors file: {error}. "
-            "Download it again.") from None
+            "Download it again."
+        ) from None
     empty = next((name for name, shape in shapes.items() if 0 in shape), None)
     if empty is not None:
         raise CheckpointError(f"{path.name} is damaged: its tensor {empty} is empty. Download it again.")
@@ -113,12 +116,14 @@ def transformer_prefix(header: Header) -> str:
     channels = math.prod(shapes[prefix + "llm2vae.bias"])
     if channels != 48:
         raise CheckpointError(
-            f"{name} is a BAGEL model ({channels} latent channels); Lance, its relative, has 48. {DOWNLOAD}")
+            f"{name} is a BAGEL model ({channels} latent channels); Lance, its relative, has 48. {DOWNLOAD}"
+        )
     return prefix
 
 
 def _describe(shapes: dict[str, Shape]) -> str:
     """What a file without a generation expert probably is."""
+
     def has(*parts: str) -> bool:
         return any(part in key for key in shapes for part in parts)
 
@@ -173,7 +178,7 @@ def assign(header: Header, prefix: str = "") -> Parts:
     parts = Parts(*(Part(header) for _ in range(4)), unknown=[])
     for key in header.shapes:
         bare = key.removeprefix(prefix).removeprefix(TEXT_ENCODER_PREFIX)
-        place = next(((part, new + bare[len(old):]) for old, part, new in PLACES if bare.startswith(old)), None)
+        place = next(((part, new + bare[len(old) :]) for old, part, new in PLACES if bare.startswith(old)), None)
         if place is not None:
             getattr(parts, place[0]).keys[place[1]] = key
         elif not bare.startswith(DROPPED):
@@ -191,7 +196,8 @@ def vision_settings(header: Header) -> dict:
         settings.keys()
     except (ValueError, AttributeError, RecursionError):
         raise CheckpointError(
-            f"The vision encoder's config.json of {header.path.name} is not valid JSON. Download it again.") from None
+            f"The vision encoder's config.json of {header.path.name} is not valid JSON. Download it again."
+        ) from None
     return settings
 
 

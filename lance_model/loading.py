@@ -12,18 +12,26 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-
 import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.utils
+import torch
 
 from . import context, guidance
 from .checkpoint import (
-    CheckpointError, Part, Parts, assign, check_file, find_beside, read_header, transformer_prefix, vision_settings)
+    CheckpointError,
+    Part,
+    Parts,
+    assign,
+    check_file,
+    find_beside,
+    read_header,
+    transformer_prefix,
+    vision_settings,
+)
 from .config import LAYER, Shape, TransformerConfig, VisionConfig
 from .diffusion import LanceConfig
 from .language import LanceLanguage, LanceTokenizer
@@ -49,8 +57,13 @@ def _shared(key: tuple, paths: tuple[Path, ...], build: Callable):
     return found
 
 
-def load(transformer: str | os.PathLike, vision: str | os.PathLike | None = None, vae: str | os.PathLike | None = None,
-         weight_dtype: str = "default", folders: list[Path] = ()):
+def load(
+    transformer: str | os.PathLike,
+    vision: str | os.PathLike | None = None,
+    vae: str | os.PathLike | None = None,
+    weight_dtype: str = "default",
+    folders: list[Path] = (),
+):
     """(MODEL, CLIP, VAE) from files.
 
     Without `vision` or `vae` they are sought beside the transformer's file, as in the official repository, then in
@@ -78,11 +91,13 @@ def _with_vision(parts: Parts, vision: str | os.PathLike | None, folders: list[P
         if "visual.patch_embed.proj.weight" not in parts.vision.keys:
             raise CheckpointError(
                 f"{parts.vision.path.name} is not Qwen2.5-VL's vision encoder. Choose vit.safetensors from the "
-                "official Lance repository.")
+                "official Lance repository."
+            )
     elif not parts.vision.keys:
         raise CheckpointError(
             f"There is no vision encoder for {path.name}. Put the folder Qwen2.5-VL-ViT (vit.safetensors, config.json) "
-            "from the official Lance repository beside its folder, or choose the file in Load Lance.")
+            "from the official Lance repository beside its folder, or choose the file in Load Lance."
+        )
     return parts
 
 
@@ -108,7 +123,8 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
     elif dtype == torch.float32 and not comfy.model_management.is_device_cpu(load_device):
         parameters = sum(w.nelement() for w in weights.values())
         dtype = comfy.model_management.unet_dtype(
-            model_params=parameters, supported_dtypes=supported, weight_dtype=dtype)
+            model_params=parameters, supported_dtypes=supported, weight_dtype=dtype
+        )
     large = FP8.get(weight_dtype, large if large in FP8.values() else dtype)
     for name, weight in weights.items():
         weights[name] = weight.to(large if _is_large(name, weight) else dtype)
@@ -149,12 +165,14 @@ def _build_language(language: Part, vision: Part, model, disable_dynamic: bool =
     if config.out_hidden != hidden:
         raise CheckpointError(
             f"{vision.path.name} belongs to another model: it gives vectors of {config.out_hidden} numbers, while this "
-            f"Lance takes {hidden}. Choose vit.safetensors from the official Lance repository.")
+            f"Lance takes {hidden}. Choose vit.safetensors from the official Lance repository."
+        )
     vocabulary = language.shapes.get("embed_tokens.weight")
     if not vocabulary:
         raise CheckpointError(
             f"Neither the model's file nor {vision.path.name} has the token embeddings (embed_tokens). Choose the text "
-            "encoder that belongs to the model as its vision encoder, or download Lance_3B again.")
+            "encoder that belongs to the model as its vision encoder, or download Lance_3B again."
+        )
     build = partial(LanceLanguage, hidden, vocabulary[0], config)
     expected = _shapes(partial(build, tokenizer=None))
     _check(vision, {name: shape for name, shape in expected.items() if name.startswith("visual.")})
@@ -183,7 +201,8 @@ def _vision_config(vision: Part) -> VisionConfig:
     except (LookupError, TypeError) as error:
         raise CheckpointError(
             f"{vision.path.name} is not a complete vision encoder, or not the one of its config.json ({error}). "
-            "Download both again.") from None
+            "Download both again."
+        ) from None
 
 
 def load_vae(part: Part, vae: str | os.PathLike | None, folders: list[Path]) -> comfy.sd.VAE:
@@ -192,7 +211,8 @@ def load_vae(part: Part, vae: str | os.PathLike | None, folders: list[Path]) -> 
     if path is None:
         raise CheckpointError(
             f"There is no VAE for {part.path.name}. Put Wan2.2_VAE.pth from the official Lance repository beside its "
-            "folder, or ComfyUI's wan2.2_vae.safetensors into models/vae and choose it in Load Lance.")
+            "folder, or ComfyUI's wan2.2_vae.safetensors into models/vae and choose it in Load Lance."
+        )
     check_file(path)
     return _shared(("vae",), (path,), partial(_build_vae, path))
 
@@ -225,8 +245,11 @@ def _check(part: Part, expected: dict[str, Shape]) -> None:
     problems = [
         *(f"lacks {name}" for name in sorted(expected.keys() - shapes.keys())),
         *(f"has {name}, which Lance has not" for name in sorted(shapes.keys() - expected.keys())),
-        *(f"has {name} of shape {shapes.get(name)} instead of {shape}"
-          for name, shape in expected.items() if shapes.get(name) != shape),
+        *(
+            f"has {name} of shape {shapes.get(name)} instead of {shape}"
+            for name, shape in expected.items()
+            if shapes.get(name) != shape
+        ),
         *(f"stores {name} as {dtype}" for name, dtype in part.dtypes.items() if dtype not in STORED_DTYPES),
     ]
     if problems:

@@ -160,7 +160,6 @@ class LanceAnswer(io.ComfyNode):
                 ),
                 io.String.Input(
                     "system_prompt",
-                    multiline=True,
                     default="",
                     optional=True,
                     advanced=True,

@@ -7,6 +7,7 @@ from comfy_api.latest import Input, io
 
 from ..lance_model import language, media, tasks
 from ..lance_model.sequence import Label
+from .encode import advanced_prompts
 
 IMAGE_PRESETS = [name for name in media.PRESETS if name.startswith("image")]
 VIDEO_PRESETS = [name for name in media.PRESETS if name.startswith("video")]
@@ -15,28 +16,6 @@ RESOLUTION_TOOLTIP = (
     "edges "
     "are cropped to it), or the source's own size, cut to multiples of 16."
 )
-
-
-def advanced_prompts() -> list[io.Input]:
-    return [
-        io.String.Input(
-            "negative_prompt",
-            multiline=True,
-            dynamic_prompts=True,
-            default="",
-            optional=True,
-            advanced=True,
-            tooltip="What to move away from. Lance was trained without; empty is its own unconditional branch.",
-        ),
-        io.String.Input(
-            "system_prompt",
-            multiline=True,
-            default="",
-            optional=True,
-            advanced=True,
-            tooltip="In place of the system prompt that Lance was trained with for this task. Empty: that one.",
-        ),
-    ]
 
 
 def _encode(

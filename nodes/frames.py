@@ -47,7 +47,7 @@ class LanceImageToVideo(io.ComfyNode):
                     step=4,
                     tooltip="1 + 4k frames, at 12 a second; given ones count.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many are made at once."),
             ],
             outputs=[io.Latent.Output()],
         )

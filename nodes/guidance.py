@@ -20,7 +20,7 @@ class LanceGuidance(io.ComfyNode):
             "the model's defaults.",
             search_aliases=["cfg interval", "cfg renorm", "rescale cfg", "guidance"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The MODEL of Load Lance."),
                 io.Float.Input(
                     "start",
                     default=start,
@@ -30,7 +30,7 @@ class LanceGuidance(io.ComfyNode):
                     tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. Outside, one pass a step "
                     "is saved.",
                 ),
-                io.Float.Input("end", default=end, min=0.0, max=1.0, step=0.01),
+                io.Float.Input("end", default=end, min=0.0, max=1.0, step=0.01, tooltip="See start."),
                 io.Combo.Input(
                     "renormalisation",
                     options=list(guidance.RENORMALISATIONS),
@@ -62,8 +62,8 @@ class LanceScheduler(io.ComfyNode):
             "thousandth of it.",
             search_aliases=["sigmas", "flow shift", "schedule"],
             inputs=[
-                io.Model.Input("model"),
-                io.Int.Input("steps", default=30, min=1, max=10000),
+                io.Model.Input("model", tooltip="The MODEL of Load Lance."),
+                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="30 is the model's default."),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -78,7 +78,12 @@ class LanceScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, steps: int, denoise: float) -> io.NodeOutput:
-        shift = model.get_model_object("model_sampling").shift
+        shift = getattr(model.get_model_object("model_sampling"), "shift", None)
+        if shift is None:
+            raise ValueError(
+                "This MODEL's sampling has no flow shift. Connect the MODEL of Load Lance, or one "
+                "patched by ModelSamplingSD3."
+            )
         u = torch.linspace(1, 0, int(steps / denoise) + 1)[-(steps + 1) :]
         return io.NodeOutput(shift * u / (1 + (shift - 1) * u))
 

@@ -33,11 +33,20 @@ class EmptyLanceLatent(io.ComfyNode):
             "or in one of your own.",
             search_aliases=["empty latent image", "empty latent video", "resolution", "lance latent"],
             inputs=[
-                io.Combo.Input(
-                    "size", options=[*OPTIONS, CUSTOM], tooltip="Width x height. custom: the two values below."
+                io.DynamicCombo.Input(
+                    "size",
+                    options=[
+                        *(io.DynamicCombo.Option(option, []) for option in OPTIONS),
+                        io.DynamicCombo.Option(
+                            CUSTOM,
+                            [
+                                io.Int.Input("width", default=768, min=32, max=4096, step=16, tooltip="In pixels."),
+                                io.Int.Input("height", default=768, min=32, max=4096, step=16, tooltip="In pixels."),
+                            ],
+                        ),
+                    ],
+                    tooltip="Width x height. custom: any multiple of 16.",
                 ),
-                io.Int.Input("width", default=768, min=32, max=4096, step=16, tooltip="Used with custom."),
-                io.Int.Input("height", default=768, min=32, max=4096, step=16, tooltip="Used with custom."),
                 io.Int.Input(
                     "frames",
                     default=1,
@@ -47,15 +56,17 @@ class EmptyLanceLatent(io.ComfyNode):
                     tooltip=f"1 for a picture; 1 + 4k for a clip of 12 frames a second. Lance was trained up to "
                     f"{MAX_FRAMES}.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many are made at once."),
             ],
             outputs=[io.Latent.Output()],
         )
 
     @classmethod
-    def execute(cls, size: str, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
-        if size != CUSTOM:
-            width, height = map(int, size.rsplit(" ", 1)[1].split("x"))
+    def execute(cls, size: dict, frames: int, batch_size: int) -> io.NodeOutput:
+        if size["size"] == CUSTOM:
+            width, height = size["width"], size["height"]
+        else:
+            width, height = map(int, size["size"].rsplit(" ", 1)[1].split("x"))
         space = comfy.latent_formats.Wan22
         shape = (
             batch_size,

@@ -14,9 +14,8 @@ AUTO = "auto"
 MODEL_FOLDERS = (FOLDER, "diffusion_models", "checkpoints")
 VISION_FOLDERS = (FOLDER, "text_encoders")
 VAE_FOLDERS = (FOLDER, "vae")
-
-
-PARTS = {Path(name).name for name in (*loading.VISION_FILES, *loading.VAE_FILES)}  # of the repository; no model files
+PART_FOLDERS = dict.fromkeys((*VISION_FOLDERS, *VAE_FOLDERS))
+PARTS = {Path(name).name for name in (*loading.VISION_FILES, *loading.VAE_FILES)}  # files that are no models
 
 
 def _named(name: str, word: str) -> bool:
@@ -24,12 +23,15 @@ def _named(name: str, word: str) -> bool:
 
 
 def _files(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".safetensors", ".sft")) -> dict[str, str]:
-    """Name → folder, for the weight files of ComfyUI's model folders. The first folder wins."""
+    """Name → folder, for the weight files of ComfyUI's model folders. The first folder wins.
+
+    Names have forward slashes everywhere, so that a workflow means the same file on every system.
+    """
     found: dict[str, str] = {}
     for folder in folders:
         for name in folder_paths.get_filename_list(folder):
             if name.endswith(suffixes):
-                found.setdefault(name, folder)
+                found.setdefault(name.replace("\\", "/"), folder)
     return found
 
 
@@ -59,40 +61,55 @@ class LoadLance(io.ComfyNode):
             display_name="Load Lance",
             category="Lance",
             description="Loads a Lance checkpoint as a native MODEL, CLIP and VAE. Put the official repository into "
-                        "models/lance as downloaded, or its parts into diffusion_models, text_encoders and vae.",
+            "models/lance as downloaded, or its parts into diffusion_models, text_encoders and vae.",
             search_aliases=["lance", "bytedance", "unified model", "checkpoint"],
             inputs=[
-                io.Combo.Input("model", options=list(model_files()),
-                               tooltip="Lance_3B for pictures, Lance_3B_Video for clips and pictures."),
-                io.Combo.Input("weight_dtype", options=list(loading.WEIGHT_DTYPES), advanced=True,
-                               tooltip="fp8 halves the memory of the experts at a small loss of precision."),
-                io.Combo.Input("vision", options=[AUTO, *vision_files()], advanced=True,
-                               tooltip="Qwen2.5-VL's vision encoder. auto: Qwen2.5-VL-ViT beside the model's folder, else the "
-                                       "one in its file."),
-                io.Combo.Input("vae", options=[AUTO, *vae_files()], advanced=True,
-                               tooltip="Wan 2.2's VAE. auto: the one in the model's file, else Wan2.2_VAE beside the model's "
-                                       "folder or in models/vae."),
+                io.Combo.Input(
+                    "model",
+                    options=list(model_files()),
+                    tooltip="Lance_3B for pictures, Lance_3B_Video for clips and pictures.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(loading.WEIGHT_DTYPES),
+                    advanced=True,
+                    tooltip="fp8 halves the memory of the experts at a small loss of precision.",
+                ),
+                io.Combo.Input(
+                    "vision",
+                    options=[AUTO, *vision_files()],
+                    advanced=True,
+                    tooltip="Qwen2.5-VL's vision encoder. auto: Qwen2.5-VL-ViT beside the model's folder, else the "
+                    "one in its file.",
+                ),
+                io.Combo.Input(
+                    "vae",
+                    options=[AUTO, *vae_files()],
+                    advanced=True,
+                    tooltip="Wan 2.2's VAE. auto: the one in the model's file, else Wan2.2_VAE beside the model's "
+                    "folder or in models/vae.",
+                ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, model: str, vision: str, vae: str) -> bool | str:
+    def validate_inputs(cls, model: str) -> bool | str:
+        # ComfyUI checks the other choices itself, but would only list what there is.
         files = model_files()
         if model not in files:
             there = f"There is: {', '.join(list(files)[:5])}" if files else "There is no model yet"
-            return (f"The model {model!r} is not in models/lance, models/diffusion_models or models/checkpoints. "
-                    f"{there}. Download the Lance repository into models/lance and press R to refresh.")
-        for kind, name, known in (("vision encoder", vision, vision_files()), ("VAE", vae, vae_files())):
-            if name != AUTO and name not in known:
-                return f"The {kind} {name!r} is not in your model folders. Choose auto or a file from the list."
+            return (
+                f"The model {model!r} is not in models/lance, models/diffusion_models or models/checkpoints. "
+                f"{there}. Download the Lance repository into models/lance and press R to refresh."
+            )
         return True
 
     @classmethod
     def execute(cls, model: str, weight_dtype: str, vision: str, vae: str) -> io.NodeOutput:
-        folders = [Path(path) for folder in (FOLDER, "text_encoders", "vae") for path in folder_paths.get_folder_paths(folder)]
-        return io.NodeOutput(*loading.load(
-            _path(model, model_files()), _path(vision, vision_files()), _path(vae, vae_files()), weight_dtype, folders))
+        folders = (folder for kind in PART_FOLDERS for folder in folder_paths.get_folder_paths(kind))
+        chosen = _path(model, model_files()), _path(vision, vision_files()), _path(vae, vae_files())
+        return io.NodeOutput(*loading.load(*chosen, weight_dtype, [Path(folder) for folder in folders]))
 
 
 NODES = [LoadLance]

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..lance_model import language, media, tasks
 from ..lance_model.sequence import Label
-from .edit import IMAGE_PRESETS, RESOLUTION_TOOLTIP, VIDEO_PRESETS, advanced_prompts
+from .edit import IMAGE_PRESETS, RESOLUTION_TOOLTIP, VIDEO_PRESETS
+from .encode import advanced_prompts
 
 
 class LanceEncodeReferences(io.ComfyNode):
@@ -28,7 +29,9 @@ class LanceEncodeReferences(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(io.Image.Input("image"), prefix="image", min=1, max=16),
                     tooltip="The references, in order. A batch counts as several.",
                 ),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="The new scene, with the subjects in it."
+                ),
                 io.Combo.Input("target", options=list(tasks.MODALITIES), tooltip="What is to be made."),
                 io.Combo.Input(
                     "resolution", options=[*IMAGE_PRESETS, *VIDEO_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP

@@ -7,9 +7,10 @@
     OUT/Qwen2.5-VL-ViT/config.json
     OUT/Wan2.2_VAE.safetensors              encoder.*, decoder.*: a tiny autoencoder (TAEHV) in Wan 2.2's latent space
 
-Every tensor is float32 and drawn from a generator seeded with the CRC-32 of its key, so the same keys and shapes give the
-same numbers everywhere. `latent_pos_embed.pos_embed` is left out, as it is a fixed table.
+Every tensor is float32 and drawn from a generator seeded with the CRC-32 of its key, so the same keys and shapes give
+the same numbers everywhere. `latent_pos_embed.pos_embed` is left out, as it is a fixed table.
 """
+
 import json
 import math
 import os
@@ -25,21 +26,46 @@ VIT_DEPTH, VIT_HIDDEN, VIT_MLP, VIT_HEADS, PATCH, MERGE = 4, 64, 96, 2, 14, 2
 CHECKSUM = 341128146048  # checksum(*state_dicts())
 
 LLM_CONFIG = dict(
-    vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=MLP, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-    num_key_value_heads=KV_HEADS, rope_theta=1000000.0, rms_norm_eps=1e-6, hidden_act="silu", tie_word_embeddings=False,
+    vocab_size=VOCAB,
+    hidden_size=HIDDEN,
+    intermediate_size=MLP,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=HEADS,
+    num_key_value_heads=KV_HEADS,
+    rope_theta=1000000.0,
+    rms_norm_eps=1e-6,
+    hidden_act="silu",
+    tie_word_embeddings=False,
     rope_scaling={"type": "mrope", "mrope_section": [4, 6, 6]},
 )
 VIT_CONFIG = dict(
-    depth=VIT_DEPTH, hidden_size=VIT_HIDDEN, intermediate_size=VIT_MLP, num_heads=VIT_HEADS, out_hidden_size=HIDDEN,
-    patch_size=PATCH, spatial_merge_size=MERGE, window_size=112, fullatt_block_indexes=[1, 3], tokens_per_second=2,
-    temporal_patch_size=2, in_channels=3, hidden_act="silu",
+    depth=VIT_DEPTH,
+    hidden_size=VIT_HIDDEN,
+    intermediate_size=VIT_MLP,
+    num_heads=VIT_HEADS,
+    out_hidden_size=HIDDEN,
+    patch_size=PATCH,
+    spatial_merge_size=MERGE,
+    window_size=112,
+    fullatt_block_indexes=[1, 3],
+    tokens_per_second=2,
+    temporal_patch_size=2,
+    in_channels=3,
+    hidden_act="silu",
 )
 
 Shapes = dict[str, tuple[int, ...]]
 StateDict = dict[str, torch.Tensor]
 
-NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "ln_q.weight", "norm_moe_gen.weight", "layernorm.weight",
-         "layernorm_moe_gen.weight")
+NORMS = (
+    "norm.weight",
+    "norm1.weight",
+    "norm2.weight",
+    "ln_q.weight",
+    "norm_moe_gen.weight",
+    "layernorm.weight",
+    "layernorm_moe_gen.weight",
+)
 
 
 def seeded(key: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -97,7 +123,8 @@ def vit_shapes() -> Shapes:
 
 
 def vae_shapes() -> Shapes:
-    """Keys and shapes of a TAEHV with 48 latent channels, numbered like its two `nn.Sequential`s (github.com/madebyollin/taehv)."""
+    """Keys and shapes of a TAEHV with 48 latent channels, numbered like its two `nn.Sequential`s
+    (github.com/madebyollin/taehv)."""
     shapes: Shapes = {}
 
     def conv(name: str, out: int, fan_in: int, kernel: int = 3, bias: bool = True) -> None:

@@ -15,6 +15,7 @@ sys.path[:] = [path for path in sys.path if Path(path).resolve() != REPOSITORY]
 
 args.cpu = not torch.cuda.is_available()
 args.use_pytorch_cross_attention = True
+torch.set_num_threads(1)  # tiny layers gain nothing from threads, and wait long for them on a busy machine
 
 PACKAGE = "comfyui_lance"  # the plugin's folder may have any name, so it is imported under this one
 
@@ -53,3 +54,14 @@ def lance(tiny):
     from comfyui_lance.lance_model import loading
 
     return loading.load(tiny / "Lance_3B" / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A running ComfyUI with the plugin, the tiny checkpoint and the workflows' inputs."""
+    from comfy_server import ComfyServer
+
+    import workflows
+
+    with ComfyServer(inputs=workflows.INPUTS) as server:
+        yield server

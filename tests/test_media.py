@@ -241,6 +241,7 @@ def test_prompts_never_become_special_tokens(prompt, lance):
 def test_latent_sizes(kind):
     for size in SIZES[kind]:
         width, height = map(int, size.split("x"))
-        latent = EmptyLanceLatent.execute(f"{kind} {size}", 1, 1, 49, 2).result[0]["samples"]
+        latent = EmptyLanceLatent.execute({"size": f"{kind} {size}"}, 49, 2).result[0]["samples"]
         assert latent.shape == (2, 48, 13, height // 16, width // 16)
-    assert EmptyLanceLatent.execute("custom", 320, 160, 1, 1).result[0]["samples"].shape == (1, 48, 1, 10, 20)
+    own = EmptyLanceLatent.execute({"size": "custom", "width": 320, "height": 160}, 1, 1).result[0]["samples"]
+    assert own.shape == (1, 48, 1, 10, 20)

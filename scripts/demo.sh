@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs every shipped workflow in a real ComfyUI, which it sets up by itself, and leaves the pictures and clips in a folder.
+#
+#   bash scripts/demo.sh [--out DIR] [--weights DIR] [--serve]
+set -euo pipefail
+source "$(dirname "$0")/host.sh"
+exec "$LANCE_PYTHON" "$repository/scripts/demo.py" "$@"

@@ -1,0 +1,133 @@
+"""Saves the shipped workflows with the real frontend; for developers:
+
+    source scripts/host.sh && "$LANCE_PYTHON" scripts/save_workflows.py [NAME …] [--screenshots DIR]
+
+Runs ComfyUI on tiny weights, builds each graph of `workflow_definitions.py` in its page in Chromium, and writes
+
+    workflows/NAME.json    as the page's menu Export saves it
+    workflows/NAME.jpg     the template browser's picture: a title over what the tiny weights made
+    api/NAME.json          as Export (API) saves it
+
+Needs Chromium. `--screenshots` keeps a picture of each graph in both of the frontend's renderers: look at them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import workflow_definitions
+from browser import open_page
+from comfy_server import ComfyServer
+from PIL import Image
+from playwright.sync_api import Page
+from title_card import frames, title_card
+
+import workflows
+
+BUILD_GRAPH = Path(__file__).with_name("build_graph.js").read_text()
+EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "extra": {}}
+# Width and height that a node gets at least; samplers and save nodes have room for their pictures.
+SIZES = {
+    "default": (300, 0),
+    "MarkdownNote": (360, 0),
+    "LanceEncode": (400, 400),
+    "KSampler": (300, 480),
+    "SaveImage": (400, 400),
+    "SaveVideo": (400, 380),
+}
+LAYOUT = {
+    "sizes": SIZES,
+    "downloads": workflow_definitions.DOWNLOADS,
+    "gap": 60,
+    "padding": 15,
+    "view": {"width": 1600, "left": 80, "top": 200, "zoom": 0.8},
+}
+MEDIA = {".png", ".mp4"}
+MASK = "lance_mask.png"
+MISSING = "app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type)"
+SAVED = """async () => {
+    const { workflow, output } = await app.graphToPrompt()
+    return [workflow, output].map((graph) => JSON.stringify(graph, null, 2))
+}"""
+
+
+def open_workflow(page: Page, workflow: dict, name: str) -> None:
+    page.evaluate("async ([workflow, name]) => await app.loadGraphData(workflow, true, true, name)", [workflow, name])
+    page.wait_for_timeout(500)
+
+
+def draw(page: Page, definition: Callable) -> tuple[str, str]:
+    """(workflow, API prompt) as the frontend saves them, after opening what it saved once."""
+    graph, name = workflow_definitions.Graph(), definition.__name__
+    definition(graph)
+    open_workflow(page, EMPTY | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}, name)
+    page.evaluate(BUILD_GRAPH, {"columns": [asdict(column) for column in graph.columns], **LAYOUT})
+    for _ in range(2):  # opening adds what the nodes fill in when they are loaded
+        saved = page.evaluate(SAVED)
+        open_workflow(page, json.loads(saved[0]), name)
+    if page.evaluate(SAVED) != saved:
+        raise RuntimeError(f"{name} changes when it is opened")
+    missing = page.evaluate(MISSING)
+    errors = lasting_errors(page)
+    if missing or errors:
+        raise RuntimeError(f"{name}: missing nodes {missing}, errors {errors}")
+    return saved
+
+
+def lasting_errors(page: Page, seconds: float = 10) -> list[str]:
+    """What the page reports as errors. Those of the graph that was open before fade when the next one is."""
+    for _ in range(int(seconds * 4)):
+        errors = page.get_by_test_id("error-overlay").all_inner_texts()
+        if not errors:
+            break
+        page.wait_for_timeout(250)
+    return errors
+
+
+def screenshot(page: Page, folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for renderer, vue in (("canvas", False), ("vue", True)):
+        page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+        page.wait_for_timeout(2000)
+        page.screenshot(path=folder / f"{name}_{renderer}.png")
+    page.evaluate("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
+def preview(server: ComfyServer, name: str) -> Image.Image:
+    """A card with what the workflow looks at and what it makes."""
+    prompt = workflows.load(name)
+    values = {str(value) for node in prompt.values() for value in node["inputs"].values()}
+    given = [path for path in sorted(workflows.INPUTS.rglob("*.*")) if {path.name, path.parent.name} & values]
+    entry = server.wait(server.queue(workflows.shrunk(prompt, 256, 256, frames=9, steps=8)))
+    made = [path for path in server.outputs(entry) if path.suffix in MEDIA]
+    pictures = [picture for path in given if path.name != MASK for picture in frames(path)]
+    pictures += [picture for path in made for picture in frames(path)[-1 if given else 0 :]]
+    subtitle = "Lance · shown with untrained test weights" if made else "Lance"
+    return title_card(name.replace("_", " ").capitalize(), subtitle, pictures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="workflows to save; all when none is given")
+    parser.add_argument("--screenshots", type=Path, metavar="DIR", help="keep a picture of each graph here")
+    arguments = parser.parse_args()
+    definitions = [d for d in workflow_definitions.WORKFLOWS if not arguments.names or d.__name__ in arguments.names]
+
+    with ComfyServer(inputs=workflows.INPUTS) as server, open_page(server.url) as page:
+        for definition in definitions:
+            name = definition.__name__
+            workflow, prompt = draw(page, definition)
+            (workflows.WORKFLOWS / f"{name}.json").write_text(workflow + "\n")
+            (workflows.API / f"{name}.json").write_text(prompt + "\n")
+            if arguments.screenshots:
+                screenshot(page, arguments.screenshots, name)
+            preview(server, name).save(workflows.WORKFLOWS / f"{name}.jpg", quality=88)
+
+
+if __name__ == "__main__":
+    main()

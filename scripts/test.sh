@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the tests in a real ComfyUI, which it sets up by itself. Arguments go to pytest: `bash scripts/test.sh -k parity`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/host.sh
+
+if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing Chromium for the browser tests"
+    { apt-get update && apt-get install -y chromium; } >"$LANCE_HOST_DIR/chromium.log" 2>&1 ||
+        echo "Chromium could not be installed; the browser tests will be skipped."
+fi
+
+[ $# -gt 0 ] || "$LANCE_PYTHON" -m ruff check .
+PYTHONPATH="$COMFYUI_PATH${PYTHONPATH:+:$PYTHONPATH}" exec "$LANCE_PYTHON" -m pytest "$@"

@@ -1,0 +1,685 @@
+"""The shipped workflows, each a function that puts nodes into columns. `save_workflows.py` draws and saves them.
+
+    def name_of_the_file(g: Graph) -> None:
+        g.note("what the artist reads first")
+        g.column("Title of a box around the nodes that follow")
+        loader = g.add("LanceLoader", "Title", model=IMAGE_MODEL)    # widgets by name
+        g.add("VAEDecode", samples=samples, vae=loader["VAE"])       # links by the outputs' names
+
+A function that is listed in WORKFLOWS is a workflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+REPOSITORY = "https://huggingface.co/bytedance-research/Lance"
+IMAGE_MODEL = "Lance_3B/model.safetensors"
+VIDEO_MODEL = "Lance_3B_Video/model.safetensors"
+# Where the page offers to download what is missing. A key is a widget's exact value, with its directory under models/.
+DOWNLOADS = {name: ("lance", f"{REPOSITORY}/resolve/main/{name}") for name in (IMAGE_MODEL, VIDEO_MODEL)}
+
+SIZES_ON_DISK = {IMAGE_MODEL: "12.4 GB", VIDEO_MODEL: "14.2 GB"}
+HOUSE, TEAPOT, BALL = "lance_house.png", "lance_teapot.png", "lance_ball.mp4"  # in api/input
+
+SEED = 42
+NOTE_COLUMNS = 58  # letters that fit into a line of a note
+
+
+@dataclass(frozen=True)
+class Link:
+    node: int
+    output: str
+
+
+@dataclass
+class Node:
+    type: str
+    title: str | None
+    inputs: dict[str, Any]
+    id: int
+    height: int = 0  # at least
+
+    def __getitem__(self, output: str) -> Link:
+        return Link(self.id, output)
+
+
+@dataclass
+class Column:
+    title: str | None
+    nodes: list[Node] = field(default_factory=list)
+
+
+class Graph:
+    """What `save_workflows.py` builds in the page: columns of nodes from left to right."""
+
+    def __init__(self) -> None:
+        self.columns: list[Column] = []
+        self._nodes = 0
+
+    def column(self, title: str | None = None) -> None:
+        """Begin a column; with a title, in a box of that title."""
+        self.columns.append(Column(title))
+
+    def add(self, type: str, title: str | None = None, /, **inputs: Any) -> Node:
+        """A node at the end of the current column. `inputs`: widget values, and links to earlier nodes' outputs."""
+        self._nodes += 1
+        node = Node(type, title, inputs, self._nodes)
+        self.columns[-1].nodes.append(node)
+        return node
+
+    def note(self, text: str, title: str = "Read me") -> Node:
+        """A column of its own with a note in Markdown."""
+        self.column()
+        node = self.add("MarkdownNote", title, text=text)
+        node.height = 40 + sum(14 + 18 * (len(line) // NOTE_COLUMNS) for line in text.splitlines())
+        return node
+
+
+def files_note(model: str, size: str) -> str:
+    """Which files a workflow needs, and where they go."""
+    folder, file = model.split("/")
+    return f"""### Files
+From [bytedance-research/Lance]({REPOSITORY}), in the same folders, into **models/lance**:
+
+- **{folder}** / {file} ({size})
+- **Qwen2.5-VL-ViT** / vit.safetensors and config.json (1.3 GB)
+- Wan2.2_VAE.pth (2.8 GB), or ComfyUI's own wan2.2_vae.safetensors in **models/vae**
+
+Then press **R** to refresh the lists.
+"""
+
+
+TEXT_TO_IMAGE_NOTE = f"""## Text to image
+Lance draws one picture from a description.
+
+{files_note(IMAGE_MODEL, "12.4 GB")}
+### What to change
+- **Prompt**: say what is there, its colours, materials, light and place. Sentences do better than a list of tags.
+- **Size**: the sizes in the list are those that Lance knows; *custom* takes any multiple of 16.
+- **Seed**: another number, another picture. Set *randomize* for a new one each run.
+- **Steps** 30, **CFG** 4: the model's own defaults. 50 steps are a little finer.
+
+*euler* with *simple* comes closest to Lance's own way of sampling.
+"""
+
+TEXT_TO_VIDEO_NOTE = f"""## Text to video
+Lance makes a clip of 12 frames a second from a description. There is no sound.
+
+{files_note(VIDEO_MODEL, "14.2 GB")}
+### What to change
+- **Prompt**: say what is there, how it moves and what the camera does.
+- **Frames**: 49 is four seconds; always 1 + 4k. Lance was trained up to 121, ten seconds.
+- **Size**: take *video 360p* for a quick look. 121 frames at 480p cost four times as much as 49.
+- **Seed**: another number, another clip. Set *randomize* for a new one each run.
+
+**Target** must stay *video*: it chooses the instruction that Lance was trained with.
+"""
+
+
+FERRY = (
+    "A small wooden ferry crosses a mountain lake at first light. Its hull is painted in worn turquoise, and a "
+    "single lantern glows orange at the bow. Mist lies on the dark green water, which mirrors the snow-covered "
+    "peaks behind it and a pale pink sky. On deck, an old woman in a mustard-yellow raincoat pours tea from a steel "
+    "flask. Photograph, 35 mm, soft side light, fine grain, calm and quiet mood."
+)
+
+FOX = (
+    "A red fox trots along a snowy forest path towards the camera, its breath rising in small white clouds. Tall "
+    "birches with pale, peeling bark line the path, and low winter sun breaks through them from the left, throwing "
+    "long blue shadows across the snow. Halfway the fox stops, pricks its ears, turns its head to the right, then "
+    "bounds off between the trees, kicking up powder. The camera glides slowly backwards at the height of the fox's "
+    "eyes. Natural colours, shallow depth of field."
+)
+
+
+def sample(g: Graph, model: Link, positive: Link, negative: Link, latent: Link) -> Link:
+    """KSampler with the model's defaults."""
+    sampler = g.add(
+        "KSampler",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        seed=SEED,
+        control_after_generate="fixed",
+        steps=30,
+        cfg=4.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+    )
+    return sampler["LATENT"]
+
+
+def text_to_image(g: Graph) -> None:
+    g.note(TEXT_TO_IMAGE_NOTE)
+    g.column("1 · Model and size")
+    lance = g.add("LanceLoader", model=IMAGE_MODEL)
+    latent = g.add("EmptyLanceLatent", "Picture Size", size="image 768x768")
+    g.column("2 · Prompt")
+    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=FERRY, target="image")
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("4 · Picture")
+    image = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
+    g.add("SaveImage", images=image["IMAGE"], filename_prefix="lance/text_to_image")
+
+
+def text_to_video(g: Graph) -> None:
+    g.note(TEXT_TO_VIDEO_NOTE)
+    g.column("1 · Model and size")
+    lance = g.add("LanceLoader", model=VIDEO_MODEL)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size="video 480p 848x480", frames=49)
+    g.column("2 · Prompt")
+    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=FOX, target="video")
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("4 · Clip")
+    frames = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
+    clip = g.add("CreateVideo", images=frames["IMAGE"], fps=12.0)
+    g.add("SaveVideo", video=clip["VIDEO"], filename_prefix="lance/text_to_video")
+
+
+def generation_note(title: str, text: str, model: str = IMAGE_MODEL) -> str:
+    """A note of the usual shape: what happens, which files, what to change."""
+    return f"## {title}\n{text[0]}\n\n{files_note(model, SIZES_ON_DISK[model])}\n### What to change\n{text[1]}\n"
+
+
+def load(g: Graph, model: str = IMAGE_MODEL) -> Node:
+    return g.add("LanceLoader", model=model)
+
+
+def save_picture(g: Graph, lance: Node, samples: Link, name: str) -> Link:
+    image = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
+    g.add("SaveImage", images=image["IMAGE"], filename_prefix=f"lance/{name}")
+    return image["IMAGE"]
+
+
+def save_clip(g: Graph, lance: Node, samples: Link, name: str, **clip: Any) -> None:
+    frames = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
+    video = g.add("CreateVideo", images=frames["IMAGE"], **{"fps": 12.0, **clip})
+    g.add("SaveVideo", video=video["VIDEO"], filename_prefix=f"lance/{name}")
+
+
+def image_edit(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Image edit",
+            (
+                "Lance changes a picture as you tell it and keeps the rest.",
+                "- **Picture**: your own.\n- **Prompt**: an instruction: what to change, remove, add or turn into "
+                "what.\n"
+                "- **Resolution**: *keep size* leaves the picture as it is, cut to multiples of 16.",
+            ),
+        )
+    )
+    g.column("1 · Model and picture")
+    lance = load(g)
+    picture = g.add("LoadImage", image=HOUSE)
+    g.column("2 · Instruction")
+    edit = g.add(
+        "LanceEncodeEdit",
+        clip=lance["CLIP"],
+        vae=lance["VAE"],
+        image=picture["IMAGE"],
+        prompt="Make it a winter evening: snow on the roof and on the grass, warm light in the windows.",
+        resolution="image 768",
+    )
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
+    g.column("4 · Picture")
+    save_picture(g, lance, samples, "image_edit")
+
+
+def masked_edit(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Masked edit",
+            (
+                "Lance changes only what a mask uncovers; everything else stays exactly as it is. Soft edges blend.",
+                "- **Mask**: a picture of the same size, white where it may change. Or paint one: right-click *Load "
+                "Image*, "
+                "*Open in MaskEditor*, and connect its MASK.\n- **Prompt**: what to change.",
+            ),
+        )
+    )
+    g.column("1 · Model, picture, mask")
+    lance = load(g)
+    picture = g.add("LoadImage", image=HOUSE)
+    mask = g.add("LoadImageMask", image="lance_mask.png", channel="red")
+    g.column("2 · Instruction")
+    edit = g.add(
+        "LanceEncodeEdit",
+        clip=lance["CLIP"],
+        vae=lance["VAE"],
+        image=picture["IMAGE"],
+        mask=mask["MASK"],
+        prompt="Turn the tree into a cherry tree in full bloom.",
+        resolution="image 768",
+    )
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
+    g.column("4 · Picture")
+    save_picture(g, lance, samples, "masked_edit")
+
+
+def multi_turn_edit(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Multi-turn edit",
+            (
+                "Each turn edits the result of the one before, and shows it.",
+                "- **Prompts**: one instruction a turn.\n- More turns: copy a column and connect it to the last "
+                "picture.",
+            ),
+        )
+    )
+    g.column("Model and picture")
+    lance = load(g)
+    image = g.add("LoadImage", image=HOUSE)["IMAGE"]
+    instructions = (
+        "Paint the roof blue.",
+        "Add a white fence in front of the house.",
+        "Let the sun set behind the hill.",
+    )
+    for turn, instruction in enumerate(instructions, 1):
+        g.column(f"Turn {turn}")
+        edit = g.add(
+            "LanceEncodeEdit",
+            f"Turn {turn}",
+            clip=lance["CLIP"],
+            vae=lance["VAE"],
+            image=image,
+            prompt=instruction,
+            resolution="image 768",
+        )
+        samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
+        decoded = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
+        image = decoded["IMAGE"]
+        if turn < len(instructions):
+            g.add("PreviewImage", f"After turn {turn}", images=image)
+    g.column("Result")
+    g.add("SaveImage", images=image, filename_prefix="lance/multi_turn_edit")
+
+
+def video_edit(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Video edit",
+            (
+                "Lance changes a clip as you tell it. It sees up to six seconds at 12 frames a second; the result "
+                "lasts as "
+                "long as the "
+                "source and keeps its sound.",
+                "- **Clip**: your own.\n- **Prompt**: an instruction.\n- **Resolution**: *video 360p* is much quicker.",
+            ),
+            VIDEO_MODEL,
+        )
+    )
+    g.column("1 · Model and clip")
+    lance = load(g, VIDEO_MODEL)
+    video = g.add("LoadVideo", file=BALL)
+    parts = g.add("GetVideoComponents", "Sound of the Source", video=video["VIDEO"])
+    g.column("2 · Instruction")
+    edit = g.add(
+        "LanceEncodeVideoEdit",
+        clip=lance["CLIP"],
+        vae=lance["VAE"],
+        video=video["VIDEO"],
+        prompt="Make the ball green and the floor of light wood.",
+        resolution="video 480p",
+    )
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
+    g.column("4 · Clip")
+    save_clip(g, lance, samples, "video_edit", fps=edit["fps"], audio=parts["audio"])
+
+
+def image_to_video(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Image to video",
+            (
+                "A picture becomes the first frame of a clip.",
+                "- **Start**: your own picture. Connect the last frames of a clip instead, and it is continued.\n"
+                "- **Prompt**: what happens. Say what is seen, what moves and how, and what the camera does.\n"
+                "- **Frames**: 49 is four seconds; always 1 + 4k, 121 at most.",
+            ),
+            VIDEO_MODEL,
+        )
+    )
+    g.column("1 · Model and picture")
+    lance = load(g, VIDEO_MODEL)
+    picture = g.add("LoadImage", image=HOUSE)
+    g.column("2 · Prompt and frames")
+    prompt = g.add(
+        "LanceEncode",
+        clip=lance["CLIP"],
+        target="video",
+        prompt="A small house with a red roof beside a tree. Wind bends the tree and clouds drift past "
+        "the sun while "
+        "the camera slowly moves towards the door.",
+    )
+    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution="video 480p", frames=49)
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("4 · Clip")
+    save_clip(g, lance, samples, "image_to_video")
+
+
+def first_last_frame(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "First and last frame",
+            (
+                "Lance makes what lies between two pictures. It was not trained for a given last frame: the closer "
+                "the two "
+                "are, the "
+                "better. The last picture is held for the clip's last four frames.",
+                "- **Start** and **end**: your own pictures. The end is cut to the size of the start.\n- **Prompt**: "
+                "what "
+                "happens between.",
+            ),
+            VIDEO_MODEL,
+        )
+    )
+    g.column("1 · Model and pictures")
+    lance = load(g, VIDEO_MODEL)
+    start = g.add("LoadImage", "First Frame", image=HOUSE)
+    end = g.add("LoadImage", "Last Frame", image=TEAPOT)
+    g.column("2 · Prompt and frames")
+    prompt = g.add(
+        "LanceEncode",
+        clip=lance["CLIP"],
+        target="video",
+        prompt="The camera flies through the window of a small house and comes to rest before a blue "
+        "teapot on a table.",
+    )
+    latent = g.add(
+        "LanceImageToVideo",
+        vae=lance["VAE"],
+        start=start["IMAGE"],
+        end=end["IMAGE"],
+        resolution="video 480p",
+        frames=49,
+    )
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("4 · Clip")
+    save_clip(g, lance, samples, "first_last_frame")
+
+
+def subject_image(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Subject to image",
+            (
+                "What is in a reference picture appears in a new one.",
+                "- **Reference**: your own picture; connect more and sockets grow.\n"
+                "- **Prompt**: the new scene. Call the subject by what it is: *the teapot from the picture*.",
+            ),
+        )
+    )
+    g.column("1 · Model, reference, size")
+    lance = load(g)
+    reference = g.add("LoadImage", image=TEAPOT)
+    latent = g.add("EmptyLanceLatent", "Picture Size", size="image 768x768")
+    g.column("2 · Prompt")
+    prompt = g.add(
+        "LanceEncodeReferences",
+        clip=lance["CLIP"],
+        vae=lance["VAE"],
+        **{"images.image0": reference["IMAGE"]},
+        prompt="The blue teapot from the picture stands on a stone wall by the sea at sunrise.",
+        target="image",
+        resolution="image 768",
+    )
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("4 · Picture")
+    save_picture(g, lance, samples, "subject_image")
+
+
+def subject_video(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Subjects to video",
+            (
+                "What is in two reference pictures appears in a clip.",
+                "- **References**: your own pictures, in the order in which the prompt speaks of them.\n"
+                "- **Prompt**: the scene and what happens in it.\n"
+                "- For the maze and other puzzles of the paper, give a *system prompt* of your own (advanced).",
+            ),
+            VIDEO_MODEL,
+        )
+    )
+    g.column("1 · Model, references, size")
+    lance = load(g, VIDEO_MODEL)
+    first = g.add("LoadImage", "First Reference", image=TEAPOT)
+    second = g.add("LoadImage", "Second Reference", image=HOUSE)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size="video 480p 848x480", frames=49)
+    g.column("2 · Prompt")
+    prompt = g.add(
+        "LanceEncodeReferences",
+        clip=lance["CLIP"],
+        vae=lance["VAE"],
+        **{"images.image0": first["IMAGE"], "images.image1": second["IMAGE"]},
+        prompt="The teapot from the first picture stands before the house from the second picture. Steam "
+        "rises from its "
+        "spout while the camera circles around it.",
+        target="video",
+        resolution="image 768",
+    )
+    g.column("3 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("4 · Clip")
+    save_clip(g, lance, samples, "subject_video")
+
+
+def image_question(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Ask about a picture",
+            (
+                "Lance looks at a picture and answers.",
+                "- **Question**: anything. Connect more pictures and ask about all of them.\n"
+                "- **Sampling** *on* if an answer stops at once or repeats itself.",
+            ),
+        )
+    )
+    g.column("1 · Model and picture")
+    lance = load(g)
+    picture = g.add("LoadImage", image=HOUSE)
+    g.column("2 · Question")
+    answer = g.add(
+        "LanceAnswer",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        task="question",
+        **{
+            "task.question": "What colour is the roof, and what stands beside the house?",
+            "images.image0": picture["IMAGE"],
+        },
+    )
+    g.column("3 · Answer")
+    g.add("PreviewAny", "Answer", source=answer["text"])
+
+
+def video_question(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Ask about a clip",
+            (
+                "Lance watches up to six seconds of a clip and answers.",
+                "- **Question**: what happens, in which order, in which direction.",
+            ),
+            VIDEO_MODEL,
+        )
+    )
+    g.column("1 · Model and clip")
+    lance = load(g, VIDEO_MODEL)
+    video = g.add("LoadVideo", file=BALL)
+    g.column("2 · Question")
+    answer = g.add(
+        "LanceAnswer",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        task="question",
+        video=video["VIDEO"],
+        **{"task.question": "In which direction does the ball move?"},
+    )
+    g.column("3 · Answer")
+    g.add("PreviewAny", "Answer", source=answer["text"])
+
+
+def caption(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Caption",
+            (
+                "Lance describes a picture, for a dataset or as a prompt.",
+                "- **Style**: the instructions for captions that Lance was trained with.\n- A clip can be connected "
+                "in place "
+                "of the picture.",
+            ),
+        )
+    )
+    g.column("1 · Model and picture")
+    lance = load(g)
+    picture = g.add("LoadImage", image=TEAPOT)
+    g.column("2 · Caption")
+    text = g.add(
+        "LanceAnswer",
+        "Lance Caption",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        task="caption",
+        **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
+    )
+    g.column("3 · Text")
+    g.add("PreviewAny", "Caption", source=text["text"])
+
+
+def caption_dataset(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Caption a folder",
+            (
+                "Every picture of a folder gets a caption: pictures and text files of the same names are written "
+                "side by side.",
+                "- **Folder**: a folder in ComfyUI's *input*.\n- **Folder name**: where the pairs go, in ComfyUI's "
+                "*output*.",
+            ),
+        )
+    )
+    g.column("1 · Model and folder")
+    lance = load(g)
+    pictures = g.add("LoadImageDataSetFromFolder", folder="lance_dataset")
+    g.column("2 · Captions")
+    text = g.add(
+        "LanceAnswer",
+        "Lance Caption",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        task="caption",
+        **{"task.style": "key features", "images.image0": pictures["images"]},
+    )
+    g.column("3 · Pairs")
+    g.add("SaveImageTextDataSetToFolder", images=pictures["images"], texts=text["text"], folder_name="lance_dataset")
+    g.add("PreviewAny", "Captions", source=text["text"])
+
+
+def enhanced_text_to_video(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Enhanced text to video",
+            (
+                "Lance first writes your short idea out as the long description that it was trained on, then makes "
+                "the clip.",
+                "- **Prompt**: a short idea.\n- **Sampling** and **seed** of the rewriting: another number, another "
+                "description.",
+            ),
+            VIDEO_MODEL,
+        )
+    )
+    g.column("1 · Model and size")
+    lance = load(g, VIDEO_MODEL)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size="video 480p 848x480", frames=49)
+    g.column("2 · Idea")
+    text = g.add(
+        "LanceEnhancePrompt", model=lance["MODEL"], clip=lance["CLIP"], prompt="a paper boat in the rain", sampling="on"
+    )
+    g.add("PreviewAny", "What Lance Wrote", source=text["prompt"])
+    g.column("3 · Prompt")
+    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=text["prompt"], target="video")
+    g.column("4 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("5 · Clip")
+    save_clip(g, lance, samples, "enhanced_text_to_video")
+
+
+def caption_to_video(g: Graph) -> None:
+    g.note(
+        generation_note(
+            "Picture, caption, clip",
+            (
+                "Lance describes a picture, writes the description out as a prompt for a clip, and makes the clip "
+                "from the "
+                "picture.",
+                "- **Picture**: your own.\n- **Instruction** (advanced): how the description is turned into a prompt.",
+            ),
+            VIDEO_MODEL,
+        )
+    )
+    g.column("1 · Model and picture")
+    lance = load(g, VIDEO_MODEL)
+    picture = g.add("LoadImage", image=HOUSE)
+    g.column("2 · Caption")
+    text = g.add(
+        "LanceAnswer",
+        "Lance Caption",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        task="caption",
+        **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
+    )
+    g.add("PreviewAny", "Caption", source=text["text"])
+    g.column("3 · Prompt")
+    written = g.add(
+        "LanceEnhancePrompt",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        prompt=text["text"],
+        image=picture["IMAGE"],
+        sampling="on",
+    )
+    g.add("PreviewAny", "What Lance Wrote", source=written["prompt"])
+    g.column("4 · Conditioning and frames")
+    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=written["prompt"], target="video")
+    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution="video 480p", frames=49)
+    g.column("5 · Sampling")
+    samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
+    g.column("6 · Clip")
+    save_clip(g, lance, samples, "caption_to_video")
+
+
+WORKFLOWS = (
+    text_to_image,
+    text_to_video,
+    image_edit,
+    masked_edit,
+    multi_turn_edit,
+    video_edit,
+    image_to_video,
+    first_last_frame,
+    subject_image,
+    subject_video,
+    image_question,
+    video_question,
+    caption,
+    caption_dataset,
+    enhanced_text_to_video,
+    caption_to_video,
+)

@@ -1,0 +1,96 @@
+"""ComfyUI's page in Chromium: the shipped workflows open from the template browser, and one runs to its picture."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+import pytest
+
+import workflows
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+import browser  # noqa: E402
+
+pytestmark = pytest.mark.skipif(browser.find_chromium() is None, reason="no Chromium or Chrome on the path")
+
+ARTIFACTS = workflows.REPOSITORY / "tests" / "artifacts"
+PROMPT = "async () => (await app.graphToPrompt()).output"
+MISSING = "app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type)"
+LOADED = "(image) => image.complete && image.naturalWidth > 0"
+# As the template browser opens a file.
+OPEN = "async ([url, name]) => app.loadGraphData(await (await fetch(url)).json(), true, true, name)"
+# What SaveImage shows on the canvas: its loaded picture.
+SHOWN = """() => {
+    const picture = app.graph.nodes.find((node) => node.type === 'SaveImage').imgs?.[0]
+    return picture?.complete && [picture.naturalWidth, picture.naturalHeight]
+}"""
+SHRINK = """(inputs) => app.graph.nodes.forEach((node) =>
+    node.widgets?.forEach((widget) => { widget.value = inputs[node.id]?.[widget.name] ?? widget.value }))"""
+
+
+def screenshot(page, name: str) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}.png")
+
+
+def check_opened(page, name: str) -> None:
+    """The workflow is on the canvas, whole and without complaints."""
+    page.wait_for_function(
+        "([title, count]) => document.title.includes(title) && app.graph.nodes.length >= count",
+        arg=[name, len(workflows.load(name))],
+    )
+    page.wait_for_timeout(1000)  # warnings come a moment after the graph
+    screenshot(page, name)
+    assert page.evaluate(MISSING) == []
+    assert page.get_by_test_id("error-overlay").all_inner_texts() == []
+    assert page.locator("[role=alertdialog], .p-toast-message-error").all_inner_texts() == []
+    assert page.evaluate(PROMPT) == workflows.load(name)
+
+
+@pytest.fixture(scope="module")
+def pack(server) -> str:
+    """The plugin's name among the templates, which is its folder's."""
+    with urllib.request.urlopen(f"{server.url}/workflow_templates") as response:
+        (name,) = json.load(response)
+    return name
+
+
+@pytest.fixture(scope="module")
+def page(server, pack):
+    with browser.open_page(server.url, f"?template=text_to_video&source={pack}") as page:
+        yield page
+
+
+def test_template_opens_by_its_address(page):
+    check_opened(page, "text_to_video")
+
+
+def test_the_template_browser_shows_and_opens_them(page, pack):
+    page.get_by_role("button", name="Templates").click()
+    page.get_by_text(pack, exact=True).click()
+    for name in workflows.names():
+        card = page.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()
+        page.wait_for_function(LOADED, arg=card.locator("img").first.element_handle())
+    screenshot(page, "templates")
+    page.get_by_test_id("template-workflow-text_to_image").click()
+    check_opened(page, "text_to_image")
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_workflow_opens(page, pack, name):
+    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{name}.json", name])
+    check_opened(page, name)
+
+
+def test_the_picture_appears(page, pack):
+    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/text_to_image.json", "text_to_image"])
+    small = workflows.shrunk(workflows.load("text_to_image"))
+    page.evaluate(SHRINK, {node: spec["inputs"] for node, spec in small.items()})
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function(SHOWN, timeout=60_000)
+    assert page.evaluate(SHOWN) == [128, 128]
+    assert page.get_by_test_id("error-overlay").all_inner_texts() == []
+    page.wait_for_timeout(500)
+    screenshot(page, "picture")

@@ -1,0 +1,170 @@
+"""A real ComfyUI server with the plugin: it has the nodes, runs the shipped workflows, and says what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from watching import Run, watch
+
+import workflows
+
+NODES = {
+    "EmptyLanceLatent",
+    "LanceAnswer",
+    "LanceEncode",
+    "LanceEncodeEdit",
+    "LanceEncodeReferences",
+    "LanceEncodeVideoEdit",
+    "LanceEnhancePrompt",
+    "LanceGuidance",
+    "LanceImageToVideo",
+    "LanceLoader",
+    "LanceScheduler",
+}
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as response:
+        return response.read()
+
+
+def saved_frames(server, run: Run) -> list[tuple[np.ndarray, float | None]]:
+    """(frames [n, height, width, 3], frames per second or None for a picture) of all that a run saved."""
+    media = []
+    for item in run.saved():
+        if item["filename"].endswith(".txt"):
+            continue
+        with av.open(io.BytesIO(get(f"{server.url}/view?{urllib.parse.urlencode(item)}"))) as file:
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+            is_picture = file.format.name.endswith("_pipe")
+            media.append((frames, None if is_picture else float(file.streams.video[0].average_rate)))
+    return media
+
+
+def text_to_image(**sampler) -> dict:
+    """The shipped workflow, shrunk, with other settings for its sampler."""
+    prompt = workflows.shrunk(workflows.load("text_to_image"))
+    workflows.of_type(prompt, "KSampler")[0].update(sampler)
+    return prompt
+
+
+def find(prompt: dict, class_type: str) -> str:
+    return next(node for node, spec in prompt.items() if spec["class_type"] == class_type)
+
+
+def rejection(server, prompt: dict) -> list[str]:
+    """What the page shows next to the nodes when the server refuses a prompt."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"{server.url}/prompt", json.dumps({"prompt": prompt}).encode())
+    nodes = json.load(error.value)["node_errors"]
+    return [problem["details"] for node in nodes.values() for problem in node["errors"]]
+
+
+def check_sentence(text: str, *words: str) -> None:
+    """What a user can act on: a sentence or two, with the words that name the problem and its cure."""
+    assert "\n" not in text and "Traceback" not in text and len(text) < 400
+    assert text.endswith(".")
+    for word in words:
+        assert word in text
+
+
+@pytest.fixture(scope="module")
+def lance_nodes(server) -> dict[str, dict]:
+    return {name: node for name, node in server.object_info().items() if node["category"].split("/")[0] == "Lance"}
+
+
+def test_nodes_are_listed(lance_nodes):
+    assert set(lance_nodes) == NODES
+    for node in lance_nodes.values():
+        assert node["python_module"].startswith("custom_nodes.")
+        assert node["description"] and node["search_aliases"]
+
+
+@pytest.mark.parametrize("name", sorted(NODES))
+def test_inputs_explain_themselves(lance_nodes, name):
+    groups = lance_nodes[name]["input"]
+    inputs = {**groups.get("required", {}), **groups.get("optional", {})}
+    assert [key for key, (_, options) in inputs.items() if not options.get("tooltip")] == []
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_workflow_runs(server, name):
+    prompt = workflows.shrunk(workflows.load(name))
+    run = watch(server.url, prompt)
+    assert run.end == "execution_success"
+    sizes = [(i["frames"], i["height"], i["width"], 3) for i in workflows.of_type(prompt, "EmptyLanceLatent")]
+    media = saved_frames(server, run)
+    assert media or workflows.texts({"outputs": run.outputs})
+    assert [frames.shape for frames, _ in media] == sizes or not sizes
+    for frames, fps in media:
+        assert frames.std() > 1
+        if fps is not None:
+            rate = workflows.of_type(prompt, "CreateVideo")[0]["fps"]
+            assert fps == rate or isinstance(rate, list)  # linked to the source's
+            assert all(np.ptp(np.diff(frames.astype(int), axis=0), axis=(1, 2, 3)) > 0)  # it moves
+
+
+def test_the_page_follows_the_sampling(server):
+    prompt = text_to_image(seed=1)
+    run = watch(server.url, prompt)
+    sampler = find(prompt, "KSampler")
+    steps = [(data["value"], data["max"]) for data in run.of_type("progress") if data["node"] == sampler]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert len(run.previews) == 3
+    assert all(np.asarray(preview).std() > 1 for preview in run.previews)
+
+
+def test_interrupt_leaves_nothing_behind(server):
+    before = saved_frames(server, watch(server.url, text_to_image(seed=2)))[0][0]
+
+    long = text_to_image(seed=2, steps=10_000)
+    fifth_step = (find(long, "KSampler"), 5)
+    start = time.monotonic()
+    run = watch(server.url, long, lambda event, data: (data.get("node"), data.get("value")) == fifth_step)
+    assert run.end == "execution_interrupted" and run.saved() == []
+    assert len(run.of_type("progress")) < 100 and time.monotonic() - start < 30
+
+    # A denoise that rounds to 1 keeps ComfyUI from answering out of its cache.
+    run = watch(server.url, text_to_image(seed=2, denoise=0.99995))
+    assert len(run.of_type("progress")) == 3
+    assert np.array_equal(saved_frames(server, run)[0][0], before)
+
+
+def test_a_model_that_is_not_there(server):
+    prompt = text_to_image()
+    workflows.of_type(prompt, "LanceLoader")[0]["model"] = "Lance_7B/model.safetensors"
+    (error,) = rejection(server, prompt)
+    check_sentence(error, "Lance_7B/model.safetensors", "models/lance")
+
+
+def test_conditioning_that_was_zeroed(server):
+    prompt = text_to_image()
+    sampler = workflows.of_type(prompt, "KSampler")[0]
+    prompt["100"] = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": sampler["negative"]}}
+    sampler["negative"] = ["100", 0]
+    run = watch(server.url, prompt)
+    assert run.end == "execution_error"
+    check_sentence(run.error, "Lance")
+
+
+def test_a_clip_of_another_model(server):
+    folder = server.base / "models" / "text_encoders"
+    folder.mkdir()
+    save_file({"text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(3072, 768)}, folder / "clip_l.safetensors")
+    prompt = text_to_image()
+    inputs = {"clip_name": "clip_l.safetensors", "type": "stable_diffusion"}
+    prompt["100"] = {"class_type": "CLIPLoader", "inputs": inputs}
+    workflows.of_type(prompt, "LanceEncode")[0]["clip"] = ["100", 0]
+    run = watch(server.url, prompt)
+    assert run.end == "execution_error"
+    check_sentence(run.error, "Load Lance")
