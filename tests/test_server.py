@@ -102,7 +102,7 @@ def test_workflow_runs(server, name):
     prompt = workflows.shrunk(workflows.load(name))
     run = watch(server.url, prompt)
     assert run.end == "execution_success"
-    sizes = [(i["frames"], i["height"], i["width"], 3) for i in workflows.of_type(prompt, "EmptyLanceLatent")]
+    sizes = [(i["frames"], i["size.height"], i["size.width"], 3) for i in workflows.of_type(prompt, "EmptyLanceLatent")]
     media = saved_frames(server, run)
     assert media or workflows.texts({"outputs": run.outputs})
     assert [frames.shape for frames, _ in media] == sizes or not sizes
