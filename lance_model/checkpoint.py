@@ -128,7 +128,7 @@ def _describe(shapes: dict[str, Shape]) -> str:
         return any(part in key for key in shapes for part in parts)
 
     if has("lora_A", "lora_B", "lora_up", "lora_down"):
-        return "a LoRA (load it with a LoRA loader after Load Lance)"
+        return "a LoRA (a LoRA loader after Load Lance takes it)"
     if has(MARK.removesuffix("weight") + "qweight"):
         return "a Lance with packed 4-bit weights, which this version cannot load"
     if has("vit_model.") or "patch_embed.proj.weight" in shapes:

@@ -31,10 +31,14 @@ def runs(segments: tuple[Segment, ...]) -> list[Run]:
 
 @dataclass
 class Context:
-    """Pieces of keys and values whose concatenation is the context, and how many tokens of the first are the head."""
+    """Pieces of keys and values whose concatenation is the context, and how many tokens of the first are the head.
+
+    `step` is the sampling step that used it last.
+    """
 
     pieces: list[KeyValues]
     head: int
+    step: object = None
 
     def head_pieces(self) -> list[KeyValues]:
         return [[(k[:, :, : self.head], v[:, :, : self.head]) for k, v in self.pieces[0]]] if self.head else []
@@ -49,17 +53,21 @@ class ContextStore:
         self._targets: dict[tuple, object] = {}
 
     def context(
-        self, sequence: Sequence, variant: tuple, compute: Callable[[int, list[KeyValues]], KeyValues]
+        self, sequence: Sequence, variant: tuple, step: object, compute: Callable[[int, list[KeyValues]], KeyValues]
     ) -> list[KeyValues]:
         """The sequence's keys and values; `compute(first, past)` makes those from segment `first` on.
 
-        `variant` names all else that they depend on: the device, and the weights where hooks change them.
+        `variant` names all else that they depend on: the model, the device, and the weights where hooks change them.
+        `step` is an object of the current step's own: keys and values of a variant that it does not use any more, as
+        a scheduled LoRA has moved on, are dropped when its successor's are made.
         """
         context = self._contexts.get((sequence, variant))
         if context is None:
-            shared = next(
-                (c for (other, v), c in self._contexts.items() if v == variant and sequence.shares_head(other)), None
-            )
+            known = list(self._contexts.items())  # a copy, as other devices' threads may add to it
+            for key, other in known:
+                if key[0] is sequence and other.step is not step:
+                    self._contexts.pop(key, None)
+            shared = next((c for (other, v), c in known if v == variant and sequence.shares_head(other)), None)
             if shared is None:
                 head = sum(len(s) for s in sequence.segments[: sequence.head])
                 context = Context([compute(0, [])], head)
@@ -67,6 +75,7 @@ class ContextStore:
                 past = shared.head_pieces()
                 context = Context([*past, compute(sequence.head if past else 0, past)], shared.head)
             self._contexts[(sequence, variant)] = context
+        context.step = step
         return context.pieces
 
     def target(self, key: tuple, compute: Callable[[], object]) -> object:

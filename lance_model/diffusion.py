@@ -13,7 +13,7 @@ import torch
 
 from .context import STORE, ContextStore, runs
 from .positions import latent_position_tables, position_ids, rotary_frequencies
-from .sequence import CONDITIONING, LATENT_LABELS, Segment, Sequence
+from .sequence import CONDITIONING, LATENT_LABELS, Grid, Label, Segment, Sequence
 from .transformer import KeyValues, LanceTransformer
 
 
@@ -36,7 +36,9 @@ class Lance(comfy.model_base.BaseModel):
         if sequence is None:
             raise ValueError(
                 "Lance cannot read this conditioning: it was not encoded with Lance's CLIP. "
-                "Connect the CLIP output of Load Lance to the node that encodes the prompt."
+                "Connect the CLIP output of Load Lance to the node that encodes the prompt, give a guider that takes "
+                "two "
+                "conditionings both, and leave schedule_clip off in Set CLIP Hooks."
             )
         if embeddings is not sequence.embeddings and not torch.equal(embeddings.cpu(), sequence.embeddings.cpu()):
             raise ValueError(
@@ -58,21 +60,32 @@ class Lance(comfy.model_base.BaseModel):
         tau = timestep / getattr(self.model_sampling, "multiplier", 1.0)
         return tau if denoise_mask is None else tau[:, None] * denoise_mask.flatten(1)
 
+    def process_latent_in(self, latent):
+        if latent.shape[1] != self.latent_format.latent_channels:
+            raise ValueError(
+                f"Lance works on Wan 2.2 latents of 48 channels, but this latent has {latent.shape[1]}. Encode the "
+                "picture or clip with the VAE of Load Lance."
+            )
+        return super().process_latent_in(latent)
+
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         return latent_image
 
     def _apply_model(
         self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequence=None, **kwargs
     ):
-        store = transformer_options.get(STORE) or ContextStore()
+        store = transformer_options.get(STORE)
+        if store is None or comfy.model_management.in_training:  # training changes the weights in every step
+            store = ContextStore()
         device, dtype, grid = x.device, self.get_dtype_inference(), tuple(x.shape[2:])
         past = store.context(
             sequence,
-            (device, *self._hook_strengths()),
+            (self, device, *self._hook_strengths()),
+            transformer_options.get("sigmas"),
             lambda first, past: self._context(sequence, first, past, device, dtype),
         )
         brackets, frequencies, tables = store.target(
-            (sequence, grid, device), lambda: self._target(sequence, grid, device, dtype)
+            (self, sequence, grid, device), lambda: self._target(sequence, grid, device, dtype)
         )
         return super()._apply_model(
             x,
@@ -109,6 +122,12 @@ class Lance(comfy.model_base.BaseModel):
 
     def _target(self, sequence: Sequence, grid, device, dtype) -> tuple:
         """The target's bracket embeddings, rotary frequencies and position tables."""
+        source = [s.grid for s in sequence.segments if s.label == Label.SOURCE]
+        if source and source != [grid]:
+            raise ValueError(
+                f"An edit's latent must be as large as its source: it is {_size(grid)}, the source {_size(source[0])}. "
+                "Connect the latent of the node that encoded the edit; areas do not work on edits, masks do."
+            )
         placed = sequence.with_target(grid)
         frequencies = self._frequencies(placed.segments[-1:], position_ids(placed)[-1:], device)
         tables = latent_position_tables(grid, self.diffusion_model.hidden, device, dtype)
@@ -146,12 +165,18 @@ class Lance(comfy.model_base.BaseModel):
         return 1.2 * size * (activations + input_shape[0] * context * 2 * kv) + size * context * kv * len(model.layers)
 
 
+def _size(grid: Grid) -> str:
+    return "x".join(map(str, reversed(grid)))
+
+
 class LanceConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model: noise schedule, latent space, dtypes."""
 
     unet_config = {"image_model": "lance"}
     unet_extra_config = {}
     sampling_settings = {"shift": 3.5, "multiplier": 1.0}
+    vae_key_prefix = ["vae."]
+    text_encoder_key_prefix = ["text_encoders."]
     latent_format = comfy.latent_formats.Wan22
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
 

@@ -49,7 +49,9 @@ def generate(
     understanding expert answers. `on_tokens` gets all ids so far whenever new ones are known.
     """
     patchers = [p for p in (loaded_patcher(language), model_patcher) if p is not None]
-    comfy.model_management.load_models_gpu(patchers, memory_required=_memory(model_patcher, request, max_length))
+    memory = _memory(model_patcher, request, max_length)
+    memory = max(memory, language.memory_estimation_function({"lance": request}, language.execution_device))
+    comfy.model_management.load_models_gpu(patchers, memory_required=memory)
     model, device = model_patcher.model, model_patcher.load_device
     dtype = model.get_dtype_inference()
 

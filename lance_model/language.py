@@ -65,7 +65,11 @@ class LanceTokenizer:
             raise ValueError("Lance cannot hear: it reads pictures and clips. Disconnect the audio.")
         if len(images):
             raise ValueError(
-                "This node encodes pictures for another model. Use Lance Encode Edit or Lance Encode References."
+                "This node encodes pictures for another model. Use Lance Encode Image Edit or Lance Encode References."
+            )
+        if skip_template and not text.strip() and image is None and video is None:
+            raise ValueError(
+                "There is nothing to answer. Write a prompt, connect a picture, or use the default template."
             )
         seen = [see(picture[None], "image 768") for picture in image] if image is not None else []
         if video is not None:
@@ -170,8 +174,9 @@ class LanceLanguage(nn.Module):
         self.execution_device = options.get("execution_device", self.execution_device)
 
     def memory_estimation_function(self, tokens: dict, device=None) -> int:
-        """Bytes of activations of the vision encoder, for the largest of the media."""
-        rows = max((medium.patches.shape[0] for medium in tokens["lance"].media), default=0)
+        """Bytes of activations of the vision encoder, for the largest of the media. Nodes that save pass no tokens."""
+        seen = tokens["lance"].media if tokens else ()
+        rows = max((medium.patches.shape[0] for medium in seen), default=0)
         return rows * self.visual.hidden_size * 20 * comfy.model_management.dtype_size(self.compute_dtype(device))
 
     def compute_dtype(self, device) -> torch.dtype:

@@ -223,6 +223,8 @@ def _build_vae(path: Path) -> comfy.sd.VAE:
         weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
         weights = {name: weights[key] for name, key in keys.items()} or weights
         vae = comfy.sd.VAE(sd=weights, metadata=metadata)
+    except (MemoryError, comfy.model_management.OOM_EXCEPTION):
+        raise
     except Exception as error:  # a foreign pickle or state dict can fail in any way; the cause is kept for the log
         raise CheckpointError(f"{path.name} cannot be read as a VAE. {CHOOSE_VAE}") from error
     if vae.first_stage_model is None or vae.latent_channels != 48:
@@ -230,7 +232,12 @@ def _build_vae(path: Path) -> comfy.sd.VAE:
     missing = sorted(vae.first_stage_model.state_dict().keys() - weights.keys())
     if missing:
         raise CheckpointError(f"{path.name} is not a complete VAE: it lacks {missing[0]}. Download it again.")
+    vae.patcher.cached_patcher_init = (_build_vae_patcher, (path,))
     return vae
+
+
+def _build_vae_patcher(path: Path, disable_dynamic: bool = False):
+    return _build_vae(path).patcher
 
 
 def _shapes(build: Callable[..., torch.nn.Module]) -> dict[str, Shape]:

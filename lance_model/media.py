@@ -65,7 +65,7 @@ def crop_box(width: int, height: int, ratio: float) -> tuple[int, int, int, int]
 
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:
-    """ComfyUI images [n, h, w, 1, 3 or 4] in 0..1 → 8-bit RGB pictures, alpha laid over white."""
+    """ComfyUI images [n, h, w, 1 to 4] in 0..1 → 8-bit RGB pictures, alpha laid over white."""
     pixels = images.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
     if pixels.shape[-1] in (1, 2):  # grey, without or with alpha
         pixels = torch.cat([pixels[..., :1].expand(*pixels.shape[:-1], 3), pixels[..., 1:]], dim=-1)

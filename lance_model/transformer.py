@@ -74,7 +74,8 @@ class Attention(nn.Module):
         v = getattr(self, "v_proj" + expert)(x).unflatten(-1, (self.kv_heads, self.head_dim))
         q_norm, k_norm = getattr(self, "q_norm" + expert), getattr(self, "k_norm" + expert)
         if comfy.model_management.in_training:
-            q, k = comfy.quant_ops.ck.apply_rope_split_half(q_norm(q), k_norm(k), frequencies)
+            # The fused kernel below has no backward.
+            q, k = rotate(q_norm(q), frequencies), rotate(k_norm(k), frequencies)
         else:
             q_scale, _, q_stream = comfy.ops.cast_bias_weight(q_norm, q, offloadable=True)
             k_scale, _, k_stream = comfy.ops.cast_bias_weight(k_norm, k, offloadable=True)
@@ -82,6 +83,12 @@ class Attention(nn.Module):
             comfy.ops.uncast_bias_weight(q_norm, q_scale, None, q_stream)
             comfy.ops.uncast_bias_weight(k_norm, k_scale, None, k_stream)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def rotate(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of x [B, n, heads, head_dim] whose pairs are (i, i + head_dim / 2)."""
+    pairs = x.unflatten(-1, (2, -1)).movedim(-2, -1)[..., None, :].to(frequencies.dtype)
+    return (frequencies * pairs).sum(-1).movedim(-1, -2).flatten(-2).to(x.dtype)
 
 
 class DecoderLayer(nn.Module):

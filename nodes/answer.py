@@ -9,7 +9,7 @@ from comfy_api.latest import Input, io
 from server import PromptServer
 
 from ..lance_model import language, media, tasks
-from .edit import IMAGE_PRESETS, VIDEO_PRESETS
+from .edit import IMAGE_PRESETS, VIDEO_PRESETS, sampled
 
 EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
 POSITIONS = ("reference", "trained")
@@ -186,10 +186,7 @@ class LanceAnswer(io.ComfyNode):
         system_prompt: str = "",
     ) -> io.NodeOutput:
         batches = list((images or {}).values())
-        clips = []
-        if video is not None:
-            components = video.get_components()
-            clips = [media.see(media.sample_frames(components.images, float(components.frame_rate)), video_resolution)]
+        clips = [media.see(sampled(video)[0], video_resolution)] if video is not None else []
         modality = "video" if clips else "image"
         system, prompt = system_prompt.strip() or None, task.get("question", "")
         if task["task"] == "caption":

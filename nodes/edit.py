@@ -112,6 +112,15 @@ class LanceEncodeEdit(io.ComfyNode):
         return io.NodeOutput(*(list(outputs) for outputs in zip(*edits)))
 
 
+def sampled(
+    video: Input.Video, sample_fps: float = media.FPS, max_seconds: float = media.MAX_SECONDS
+) -> tuple[torch.Tensor, float]:
+    """The frames of a clip that the model sees, and the clip's length in seconds. The other frames are let go."""
+    components = video.get_components()
+    rate = float(components.frame_rate)
+    return media.sample_frames(components.images, rate, sample_fps, max_seconds), components.images.shape[0] / rate
+
+
 class LanceEncodeVideoEdit(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -179,10 +188,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
         negative_prompt: str = "",
         system_prompt: str = "",
     ) -> io.NodeOutput:
-        components = video.get_components()
-        rate = float(components.frame_rate)
-        frames = media.sample_frames(components.images, rate, sample_fps, max_seconds)
-        seconds = components.images.shape[0] / rate
+        frames, seconds = sampled(video, sample_fps, max_seconds)
         outputs = _encode(clip, vae, frames, prompt, resolution, "video", mask, negative_prompt, system_prompt)
         return io.NodeOutput(*outputs, frames.shape[0] / seconds)
 

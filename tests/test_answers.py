@@ -62,6 +62,12 @@ def test_core_generate_text_takes_clips_samples_and_refuses_sound(lance):
         TextGenerate.execute(lance[1], "What sounds?", 6, mode, audio={"waveform": torch.zeros(1, 1, 10)})
 
 
+def test_nothing_to_answer_is_said(lance):
+    with pytest.raises(ValueError, match="nothing to answer"):
+        TextGenerate.execute(lance[1], " ", 6, {"sampling_mode": "off"}, use_default_template=False)
+    assert TextGenerate.execute(lance[1], "", 6, {"sampling_mode": "off"}).result[0]
+
+
 def test_the_sequence_of_a_question(lance):
     sequence = language.prepare(lance[1], request()).question(request())
     assert [s.label for s in sequence.segments] == [Label.TEMPLATE, Label.VISION, Label.PROMPT, Label.TEMPLATE]

@@ -936,3 +936,15 @@ def test_the_node_tells_which_file_went_after_it_was_chosen(gone, models, weight
     with pytest.raises(CheckpointError, match="There is no file") as refused:
         loader.LoadLance.execute(MODEL, "default", VISION, VAE)
     assert gone in str(refused.value)
+
+
+def test_what_comfyuis_save_checkpoint_writes_loads_again(lance, tiny, tmp_path):
+    model, clip, vae = lance
+    path = tmp_path / "saved.safetensors"
+    comfy.sd.save_checkpoint(str(path), model, clip, vae, metadata={})
+    (tmp_path / "config.json").write_bytes((tiny / "Qwen2.5-VL-ViT" / "config.json").read_bytes())
+    for saved, original in zip(loading.load(path), lance):
+        modules = [getattr(part, "model", None) or part.patcher.model for part in (saved, original)]
+        weights = [module.state_dict() for module in modules]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

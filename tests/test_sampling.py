@@ -12,7 +12,7 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
-from comfyui_lance.lance_model import context, language, media
+from comfyui_lance.lance_model import context, language, loading, media
 from comfyui_lance.lance_model.sequence import Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
@@ -305,6 +305,66 @@ def test_hooked_weights_have_contexts_of_their_own(lance, noise, contexts):
     assert len(contexts) == 3
     assert relative(out, plain) > 1e-3
     assert torch.allclose(ksample(model, noise, (positive, negative), 6), plain, atol=1e-5)
+
+
+def test_contexts_of_strengths_that_are_gone_are_dropped(lance, noise, monkeypatch):
+    model, clip, _ = lance
+    positive, negative = language.encode_pair(clip, PROMPT)
+    hook = comfy.hooks.WeightHook(strength_model=1.0)
+    hook.need_weight_init = False
+    hook.weights = lora_patches(0.1)
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    for i in range(10):
+        keyframes.add(comfy.hooks.HookKeyframe(strength=1 - i / 10, start_percent=i / 10))
+    group.set_keyframes_on_hooks(keyframes)
+    held, original = [], context.ContextStore.context
+
+    def counting(self, *args):
+        pieces = original(self, *args)
+        held.append(len(self._contexts))
+        return pieces
+
+    monkeypatch.setattr(context.ContextStore, "context", counting)
+    ksample(model, noise, (comfy.hooks.set_hooks_for_conditioning(positive, group), negative), 10)
+    assert max(held) == 2
+
+
+def test_two_models_in_one_run_keep_their_own_contexts(lance, tiny, pair, noise, contexts):
+    """Core's guider for two models runs both over one set of options."""
+    other = loading.load(tiny / "Lance_3B" / "model.safetensors", weight_dtype="fp8_e4m3fn")[0].model
+    store = context.ContextStore()
+    options = {context.STORE: store, "sigmas": torch.ones(1)}
+    sequence = pair[0][0][1]["lance_sequence"]
+    alone = other.apply_model(noise, torch.ones(1), transformer_options={}, sequence=sequence)
+    lance[0].model.apply_model(noise, torch.ones(1), transformer_options=options, sequence=sequence)
+    assert torch.equal(other.apply_model(noise, torch.ones(1), transformer_options=options, sequence=sequence), alone)
+    assert len(contexts) == 3
+
+
+def test_a_latent_of_another_vae_is_refused(lance, pair):
+    with pytest.raises(ValueError, match="this latent has 16"):
+        comfy.sample.sample(
+            lance[0], torch.randn(1, 16, 1, 4, 6), 1, 4.0, "euler", "simple", *pair, torch.ones(1, 16, 1, 4, 6)
+        )
+
+
+def test_an_edit_of_another_size_is_refused(lance):
+    with pytest.raises(ValueError, match="it is 8x8x1, the source 6x4x1"):
+        ksample(lance[0], torch.randn(1, 48, 1, 8, 8), edit(lance[1]), 1)
+
+
+def test_gradients_reach_the_weights_in_training(lance, pair, noise, monkeypatch):
+    model, sequence = lance[0].model, pair[0][0][1]["lance_sequence"]
+    plain = model.apply_model(noise, torch.ones(1), transformer_options={}, sequence=sequence)
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    weight = model.diffusion_model.language_model.model.layers[0].self_attn.q_proj_moe_gen.weight.requires_grad_(True)
+    trained = model.apply_model(noise, torch.ones(1), transformer_options={}, sequence=sequence)
+    trained.square().mean().backward()
+    assert torch.allclose(trained, plain, atol=1e-4) and weight.grad.abs().sum() > 0
+    weight.grad = None
+    weight.requires_grad_(False)
 
 
 def test_partly_loaded_weights_compute_the_same(lance, pair, noise):
