@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 def tiny_weights() -> Path:
     """The tiny seeded checkpoint in the official layout, made once."""
-    folder = cache_folder() / "tiny"
+    folder = cache_folder() / f"tiny-{tiny_checkpoint.VERSION}"
     tiny_checkpoint.write(folder)
     return folder
 
@@ -135,7 +135,10 @@ class ComfyServer:
         """The history entry of a finished prompt; RuntimeError with the node and its message if it failed."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            entry = self._get(f"/history/{prompt_id}").get(prompt_id)
+            try:
+                entry = self._get(f"/history/{prompt_id}").get(prompt_id)
+            except OSError as error:
+                raise RuntimeError(f"ComfyUI does not answer ({error}). Its last words:\n{self.last_words()}") from None
             if entry is not None and entry["status"]["completed"]:
                 return entry
             if entry is not None and entry["status"]["status_str"] == "error":
@@ -144,8 +147,6 @@ class ComfyServer:
                 raise RuntimeError(
                     f"{details.get('node_type')}: {details.get('exception_message', 'interrupted')}".strip()
                 )
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI has stopped. Its last words:\n{self.last_words()}")
             time.sleep(0.1)
         raise RuntimeError(f"The prompt did not finish in {timeout:.0f} seconds.")
 

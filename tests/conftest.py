@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def _import_plugin() -> None:
     spec.loader.exec_module(module)
 
 
+# A terminated run leaves its fixtures properly, which stops their server.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 _import_plugin()
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
