@@ -285,40 +285,32 @@ def test_weight_patches_count_and_leave_again(lance, pair, noise):
     assert torch.allclose(ksample(lance[0], noise, pair, 4), plain, atol=1e-5)
 
 
-def test_hooked_weights_have_contexts_of_their_own(lance, noise, contexts):
-    """A LoRA scheduled on one prompt changes that prompt's context, and again when its strength changes."""
-    model, clip, _ = lance
-    positive, negative = language.encode_pair(clip, PROMPT)
+def scheduled_lora(strengths: list[float]):
+    """A LoRA hook whose strength changes in equal parts of the run."""
     hook = comfy.hooks.WeightHook(strength_model=1.0)
     hook.need_weight_init = False
     hook.weights = lora_patches(0.1)
     group = comfy.hooks.HookGroup()
     group.add(hook)
     keyframes = comfy.hooks.HookKeyframeGroup()
-    keyframes.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
-    keyframes.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.5))
+    for i, strength in enumerate(strengths):
+        keyframes.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=i / len(strengths)))
     group.set_keyframes_on_hooks(keyframes)
-    hooked = comfy.hooks.set_hooks_for_conditioning(positive, group)
-    plain = ksample(model, noise, (positive, negative), 6)
+    return group
+
+
+def test_hooked_weights_have_contexts_of_their_own(lance, pair, noise, contexts):
+    """A LoRA scheduled on one prompt changes that prompt's context, and again when its strength changes."""
+    plain = ksample(lance[0], noise, pair, 6)
     contexts.clear()
-    out = ksample(model, noise, (hooked, negative), 6)
+    hooked = comfy.hooks.set_hooks_for_conditioning(pair[0], scheduled_lora([1.0, 0.2]))
+    out = ksample(lance[0], noise, (hooked, pair[1]), 6)
     assert len(contexts) == 3
     assert relative(out, plain) > 1e-3
-    assert torch.allclose(ksample(model, noise, (positive, negative), 6), plain, atol=1e-5)
+    assert torch.allclose(ksample(lance[0], noise, pair, 6), plain, atol=1e-5)
 
 
-def test_contexts_of_strengths_that_are_gone_are_dropped(lance, noise, monkeypatch):
-    model, clip, _ = lance
-    positive, negative = language.encode_pair(clip, PROMPT)
-    hook = comfy.hooks.WeightHook(strength_model=1.0)
-    hook.need_weight_init = False
-    hook.weights = lora_patches(0.1)
-    group = comfy.hooks.HookGroup()
-    group.add(hook)
-    keyframes = comfy.hooks.HookKeyframeGroup()
-    for i in range(10):
-        keyframes.add(comfy.hooks.HookKeyframe(strength=1 - i / 10, start_percent=i / 10))
-    group.set_keyframes_on_hooks(keyframes)
+def test_contexts_of_strengths_that_are_gone_are_dropped(lance, pair, noise, monkeypatch):
     held, original = [], context.ContextStore.context
 
     def counting(self, *args):
@@ -327,7 +319,8 @@ def test_contexts_of_strengths_that_are_gone_are_dropped(lance, noise, monkeypat
         return pieces
 
     monkeypatch.setattr(context.ContextStore, "context", counting)
-    ksample(model, noise, (comfy.hooks.set_hooks_for_conditioning(positive, group), negative), 10)
+    hooked = comfy.hooks.set_hooks_for_conditioning(pair[0], scheduled_lora([1 - i / 10 for i in range(10)]))
+    ksample(lance[0], noise, (hooked, pair[1]), 10)
     assert max(held) == 2
 
 
