@@ -6,6 +6,8 @@ A part is recognised by what its file's header says, so a wrong file is refused 
 - the parts in ComfyUI's own folders (diffusion_models, text_encoders, vae); the token embeddings and the head may be
   in the text encoder's file
 - a single file in ComfyUI's checkpoint layout (model.diffusion_model.*, text_encoders.*, vae.*)
+
+In each of them the experts' projections may be quantised, see `quantised`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 
 from .config import Shape
 
-MARK = "language_model.model.layers.0.self_attn.q_proj_moe_gen.weight"
+MARK = "language_model.model.layers.0.self_attn.q_proj_moe_gen."
+MARKS = (MARK + "weight", MARK + "qweight")  # plain or packed
 DOWNLOAD = "Download Lance_3B or Lance_3B_Video from the official Lance repository into models/lance."
 
 # Where a key belongs, by the first prefix that fits: the prefix in the file, the part, the prefix in that part.
@@ -34,6 +37,7 @@ PLACES = (
     ("time_embedder.", "model", "time_embedder."),
     ("vae2llm.", "model", "vae2llm."),
     ("llm2vae.", "model", "llm2vae."),
+    ("scaled_fp8", "model", "scaled_fp8"),  # says that the file's fp8 weights have scales
     ("vit_model.", "vision", "visual."),
     ("visual.", "vision", "visual."),
     ("patch_embed.", "vision", "visual.patch_embed."),
@@ -47,6 +51,11 @@ TEXT_ENCODER_PREFIX = "text_encoders."  # in a single file
 
 class CheckpointError(ValueError):
     """A file that is not what was asked for; the message is meant for the user."""
+
+    def __init__(self, message: str):
+        # A file's names may be anything, and of any length: they stay within one line, and the cure at the end is kept.
+        message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)
+        super().__init__(message if len(message) < 600 else f"{message[:300]} … {message[-250:]}")
 
 
 @dataclass
@@ -78,6 +87,11 @@ def check_file(path: Path) -> None:
         raise CheckpointError(
             f"{path.name} is a web page, not the weights themselves. Download it again, by the page's download link."
         )
+    if start.startswith(b"GGUF"):
+        raise CheckpointError(
+            f"{path.name} is a GGUF file, which Lance cannot be loaded from, as ComfyUI's operations do not know its "
+            "formats. Take a safetensors file, or make a small one with `scripts/convert.py --dtype fp8`."
+        )
 
 
 def read_header(path: str | os.PathLike) -> Header:
@@ -107,10 +121,10 @@ def read_header(path: str | os.PathLike) -> Header:
 def transformer_prefix(header: Header) -> str:
     """The prefix of the transformer's keys; raises CheckpointError, saying what the file is, if it holds no Lance."""
     shapes, name = header.shapes, header.path.name
-    marked = next((key for key in shapes if key.endswith(MARK)), None)
+    marked = next((key for key in shapes if key.endswith(MARKS)), None)
     if marked is None:
         raise CheckpointError(f"{name} is {_describe(shapes)}, not a Lance transformer. {DOWNLOAD}")
-    prefix = marked.removesuffix(MARK)
+    prefix = marked[: marked.rindex(MARK)]
     if prefix + "llm2vae.bias" not in shapes:
         raise CheckpointError(f"{name} is not complete: it lacks the latent projections (vae2llm, llm2vae). {DOWNLOAD}")
     channels = math.prod(shapes[prefix + "llm2vae.bias"])
@@ -129,8 +143,6 @@ def _describe(shapes: dict[str, Shape]) -> str:
 
     if has("lora_A", "lora_B", "lora_up", "lora_down"):
         return "a LoRA (a LoRA loader after Load Lance takes it)"
-    if has(MARK.removesuffix("weight") + "qweight"):
-        return "a Lance with packed 4-bit weights, which this version cannot load"
     if has("vit_model.") or "patch_embed.proj.weight" in shapes:
         return "a vision encoder"
     if any(key.startswith(("decoder.mid", "decoder.22.")) for key in shapes):
@@ -173,14 +185,19 @@ class Parts:
     unknown: list[str]
 
 
+def place(key: str) -> tuple[str, str] | None:
+    """The part to which a key without its file's prefix belongs, and its name there; None for a key of no part."""
+    return next(((part, new + key[len(old) :]) for old, part, new in PLACES if key.startswith(old)), None)
+
+
 def assign(header: Header, prefix: str = "") -> Parts:
     """The part to which each key of a file belongs. `prefix` is that of the transformer's keys."""
     parts = Parts(*(Part(header) for _ in range(4)), unknown=[])
     for key in header.shapes:
         bare = key.removeprefix(prefix).removeprefix(TEXT_ENCODER_PREFIX)
-        place = next(((part, new + bare[len(old) :]) for old, part, new in PLACES if bare.startswith(old)), None)
-        if place is not None:
-            getattr(parts, place[0]).keys[place[1]] = key
+        found = place(bare)
+        if found is not None:
+            getattr(parts, found[0]).keys[found[1]] = key
         elif not bare.startswith(DROPPED):
             parts.unknown.append(key)
     return parts

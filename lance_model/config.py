@@ -7,6 +7,7 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 
 LAYER = "language_model.model.layers.0."
+MAX_LAYERS = 256  # a header has room for a million, which would take hours to build
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class TransformerConfig:
     def from_shapes(cls, shapes: dict[str, Shape]) -> TransformerConfig:
         """Reads first dimensions only: the second one of a quantised weight may be packed.
 
-        Raises LookupError where one is missing.
+        Raises LookupError where one is missing, ValueError where they fit no Lance.
         """
         head_dim = shapes[LAYER + "self_attn.q_norm.weight"][0]
-        return cls(
+        config = cls(
             hidden=shapes["language_model.model.norm.weight"][0],
             layers=sum(key.endswith(".self_attn.q_norm.weight") for key in shapes),
             inner=shapes[LAYER + "mlp.gate_proj.weight"][0],
@@ -35,6 +36,12 @@ class TransformerConfig:
             head_dim=head_dim,
             channels=shapes["llm2vae.bias"][0],
         )
+        if config.layers > MAX_LAYERS or config.heads % config.kv_heads or config.head_dim % 16 or config.hidden % 2:
+            raise ValueError(
+                f"{config.layers} layers, {config.heads} heads over {config.kv_heads} of {config.head_dim} numbers, "
+                f"{config.hidden} channels"
+            )
+        return config
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class VisionConfig:
         layers = sum(key.startswith("blocks.") and key.endswith(".norm1.weight") for key in shapes)
         if settings.get("depth") != layers:
             settings = {}
+        if layers > MAX_LAYERS:
+            raise TypeError(f"{layers} layers")
         heads = settings.get("num_heads", cls.heads)
         if heads not in range(1, hidden + 1) or hidden % heads:
             raise TypeError(f"{heads} heads for {hidden} channels")

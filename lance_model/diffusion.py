@@ -12,8 +12,8 @@ import comfy.supported_models_base
 import torch
 
 from .context import STORE, ContextStore, runs
-from .positions import latent_position_tables, position_ids, rotary_frequencies
-from .sequence import CONDITIONING, LATENT_LABELS, Grid, Label, Segment, Sequence
+from .positions import latent_position_tables, position_ids, stream_frequencies
+from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
 from .transformer import KeyValues, LanceTransformer
 
 
@@ -82,7 +82,7 @@ class Lance(comfy.model_base.BaseModel):
             sequence,
             (self, device, *self._hook_strengths()),
             transformer_options.get("sigmas"),
-            lambda first, past: self._context(sequence, first, past, device, dtype),
+            lambda first, past: self._context(sequence, first, past, device, dtype, transformer_options),
         )
         brackets, frequencies, tables = store.target(
             (self, sequence, grid, device), lambda: self._target(sequence, grid, device, dtype)
@@ -104,16 +104,25 @@ class Lance(comfy.model_base.BaseModel):
         hooks = self.current_patcher.current_hooks if self.current_patcher is not None else None
         return [(hook.hook_ref, hook.strength) for hook in hooks.hooks] if hooks is not None else []
 
-    def _context(self, sequence: Sequence, first: int, past: list[KeyValues], device, dtype) -> KeyValues:
+    def _context(
+        self, sequence: Sequence, first: int, past: list[KeyValues], device, dtype, transformer_options
+    ) -> KeyValues:
         """Keys and values of the context's segments from `first` on."""
         context = sequence.context
         segments, skipped = context[first:], sum(s.embedded for s in context[:first])
         und = sequence.embeddings[:, skipped : skipped + sum(s.embedded for s in segments)]
         gen = [self._clean_latents(s, device, dtype) for s in segments if s.latents]
-        frequencies = self._frequencies(segments, position_ids(sequence.without_target())[first:], device)
-        return self.diffusion_model.context(
-            und.to(device, dtype), torch.cat(gen, dim=1) if gen else None, frequencies, runs(segments), past
+        positions = position_ids(sequence.without_target())[first:]
+        frequencies = stream_frequencies(segments, positions, self.diffusion_model.head_dim, device)
+        known, _ = self.diffusion_model.context(
+            und.to(device, dtype),
+            torch.cat(gen, dim=1) if gen else None,
+            frequencies,
+            runs(segments),
+            past,
+            transformer_options,
         )
+        return known
 
     def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
         latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)
@@ -129,21 +138,10 @@ class Lance(comfy.model_base.BaseModel):
                 "Connect the latent of the node that encoded the edit; areas do not work on edits, masks do."
             )
         placed = sequence.with_target(grid)
-        frequencies = self._frequencies(placed.segments[-1:], position_ids(placed)[-1:], device)
+        positions = position_ids(placed)[-1:]
+        frequencies = stream_frequencies(placed.segments[-1:], positions, self.diffusion_model.head_dim, device)
         tables = latent_position_tables(grid, self.diffusion_model.hidden, device, dtype)
         return sequence.embeddings[:, -2:].to(device, dtype), frequencies, tables
-
-    def _frequencies(self, segments, positions: list[torch.Tensor], device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotary frequencies of the understanding and of the generation stream."""
-        und, gen = [], [torch.empty(3, 0, dtype=torch.int64)]
-        for segment, p in zip(segments, positions):
-            if segment.label in LATENT_LABELS:
-                und.append(p[:, [0, -1]])
-                gen.append(p[:, 1:-1])
-            else:
-                und.append(p)
-        head_dim = self.diffusion_model.head_dim
-        return tuple(rotary_frequencies(torch.cat(p, dim=1), head_dim, device) for p in (und, gen))
 
     def extra_conds_shapes(self, **kwargs) -> dict:
         sequence = kwargs.get(CONDITIONING)

@@ -20,8 +20,9 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from . import context, guidance
+from . import context, guidance, quantised
 from .checkpoint import (
+    DOWNLOAD,
     CheckpointError,
     Part,
     Parts,
@@ -39,7 +40,6 @@ from .transformer import LanceTransformer
 
 WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fn_fast": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-STORED_DTYPES = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")  # as safetensors spells them
 VISION_FILES = ("Qwen2.5-VL-ViT/vit.safetensors", "vit.safetensors")
 CHOOSE_VAE = "Choose Wan 2.2's (Wan2.2_VAE.pth or wan2.2_vae.safetensors)."
 VAE_FILES = ("Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors", "Wan2.2_VAE.pth")
@@ -110,14 +110,18 @@ def load_model(part: Part, weight_dtype: str):
 
 
 def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
+    file = part
+    part, layers = quantised.layers(file)
     try:
-        config = TransformerConfig.from_shapes(part.shapes)
+        config = TransformerConfig.from_shapes(quantised.plain_shapes(part))
     except (LookupError, ZeroDivisionError) as error:
         raise CheckpointError(f"{part.path.name} is not complete: it lacks {error}. Download it again.") from None
-    _check(part, _shapes(partial(LanceTransformer, **vars(config))))
+    except ValueError as error:
+        raise CheckpointError(f"{part.path.name} has dimensions that fit no Lance: {error}. {DOWNLOAD}") from None
+    _check(part, quantised.stored(part, layers, _shapes(partial(LanceTransformer, **vars(config)))))
     load_device, supported = comfy.model_management.get_torch_device(), LanceConfig.supported_inference_dtypes
     weights = _state_dict(part)
-    dtype, large = weights["vae2llm.weight"].dtype, weights[LAYER + "mlp.gate_proj.weight"].dtype
+    dtype = weights["vae2llm.bias"].dtype
     if dtype not in supported:
         dtype = torch.bfloat16
     elif dtype == torch.float32 and not comfy.model_management.is_device_cpu(load_device):
@@ -125,19 +129,27 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
         dtype = comfy.model_management.unet_dtype(
             model_params=parameters, supported_dtypes=supported, weight_dtype=dtype
         )
-    large = FP8.get(weight_dtype, large if large in FP8.values() else dtype)
-    for name, weight in weights.items():
-        weights[name] = weight.to(large if _is_large(name, weight) else dtype)
-
+    layers = quantised.unpack(weights, layers, dtype)
     model_config = LanceConfig({**LanceConfig.unet_config, **vars(config)})
-    model_config.set_inference_dtype(large, comfy.model_management.unet_manual_cast(large, load_device, supported))
-    model_config.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
-    model = model_config.get_model(weights, device=torch.device("meta"))
+    if layers:  # computed with as they are stored, whatever `weight_dtype` asks
+        large, model_config.quant_config = None, {"mixed_ops": True}
+    else:
+        large = weights[LAYER + "mlp.gate_proj.weight"].dtype
+        large = FP8.get(weight_dtype, large if large in FP8.values() else dtype)
+        model_config.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
+    for name, weight in weights.items():
+        if name.rpartition(".")[0] not in layers:
+            weights[name] = weight.to(large if large and _is_large(name, weight) else dtype)
+
+    cast = comfy.model_management.unet_manual_cast(large, load_device, supported)
+    model_config.set_inference_dtype(large or dtype, cast)
+    # Quantised layers would take their weights to the device on which they were built.
+    model = model_config.get_model(weights, device=torch.device("cpu" if layers else "meta"))
     _fill(model.diffusion_model, weights)
     model.device = comfy.model_management.unet_offload_device()
 
     patcher = _patcher(model, load_device, model.device, disable_dynamic)
-    patcher.cached_patcher_init = (_build_model, (part, weight_dtype))
+    patcher.cached_patcher_init = (_build_model, (file, weight_dtype))
     context.add_to(patcher)
     guidance.apply(patcher)
     return patcher
@@ -174,9 +186,9 @@ def _build_language(language: Part, vision: Part, model, disable_dynamic: bool =
             "encoder that belongs to the model as its vision encoder, or download Lance_3B again."
         )
     build = partial(LanceLanguage, hidden, vocabulary[0], config)
-    expected = _shapes(partial(build, tokenizer=None))
-    _check(vision, {name: shape for name, shape in expected.items() if name.startswith("visual.")})
-    _check(language, {name: shape for name, shape in expected.items() if not name.startswith("visual.")})
+    expected = quantised.stored(language, {}, _shapes(partial(build, tokenizer=None)))
+    _check(vision, {name: what for name, what in expected.items() if name.startswith("visual.")})
+    _check(language, {name: what for name, what in expected.items() if not name.startswith("visual.")})
 
     load_device = comfy.model_management.text_encoder_device()
     weights = _state_dict(language) | _state_dict(vision)
@@ -246,18 +258,22 @@ def _shapes(build: Callable[..., torch.nn.Module]) -> dict[str, Shape]:
     return {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
 
 
-def _check(part: Part, expected: dict[str, Shape]) -> None:
+def _check(part: Part, expected: quantised.Expected) -> None:
     """Every key must find its place and every place its key, before any weight is read."""
-    shapes = part.shapes
+    shapes, dtypes = part.shapes, part.dtypes
     problems = [
         *(f"lacks {name}" for name in sorted(expected.keys() - shapes.keys())),
         *(f"has {name}, which Lance has not" for name in sorted(shapes.keys() - expected.keys())),
         *(
             f"has {name} of shape {shapes.get(name)} instead of {shape}"
-            for name, shape in expected.items()
+            for name, (shape, _) in expected.items()
             if shapes.get(name) != shape
         ),
-        *(f"stores {name} as {dtype}" for name, dtype in part.dtypes.items() if dtype not in STORED_DTYPES),
+        *(
+            f"stores {name} as {dtypes.get(name)}"
+            for name, (_, allowed) in expected.items()
+            if dtypes.get(name) not in allowed
+        ),
     ]
     if problems:
         raise CheckpointError(f"{part.path.name} is not complete or not Lance's: it {problems[0]}. Download it again.")

@@ -87,8 +87,9 @@ class Attention(nn.Module):
 
 def rotate(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of x [B, n, heads, head_dim] whose pairs are (i, i + head_dim / 2)."""
-    pairs = x.unflatten(-1, (2, -1)).movedim(-2, -1)[..., None, :].to(frequencies.dtype)
-    return (frequencies * pairs).sum(-1).movedim(-1, -2).flatten(-2).to(x.dtype)
+    a, b = x.to(frequencies.dtype).chunk(2, dim=-1)
+    (aa, ab), (ba, bb) = (row.unbind(-1) for row in frequencies.unbind(-2))
+    return torch.cat([aa * a + ab * b, ba * a + bb * b], dim=-1).to(x.dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -136,7 +137,7 @@ class DecoderLayer(nn.Module):
         )
         return self.finish(und, out[:, : und.shape[1]], UND), self.finish(gen, out[:, und.shape[1] :], GEN)
 
-    def context(self, und, gen, frequencies, runs: list[Run], past):
+    def context(self, und, gen, frequencies, runs: list[Run], past, transformer_options):
         """One layer of the context: each run attends to everything before it and, causally or fully, to itself."""
         qu, ku, vu = self.project(und, frequencies[0], UND)
         qg, kg, vg = (
@@ -153,11 +154,11 @@ class DecoderLayer(nn.Module):
         out_und, out_gen, end = [], [], known
         for run, q in zip(runs, queries):
             end += run.und + run.gen
-            attention, mask = optimized_attention, {}
+            attention, options = optimized_attention, {"transformer_options": transformer_options}
             if run.causal:
                 attention = optimized_attention_for_device(q.device, mask=True, small_input=True)
-                mask = {"mask": causal_mask(run.und, end, q)}
-            out = self.attend(attention, q, keys[:, :, :end], values[:, :, :end], **mask)
+                options = {"mask": causal_mask(run.und, end, q)}
+            out = self.attend(attention, q, keys[:, :, :end], values[:, :, :end], **options)
             out_und.append(out[:, : run.und])
             out_gen.append(out[:, run.und :])
         und = self.finish(und, torch.cat(out_und, dim=1), UND)
@@ -249,17 +250,23 @@ class LanceTransformer(nn.Module):
         return tokens.flatten(1, 3) + tau
 
     def context(
-        self, und: torch.Tensor, gen: torch.Tensor | None, frequencies, runs: list[Run], past: list[KeyValues] = ()
-    ) -> KeyValues:
-        """Keys and values of context tokens.
+        self,
+        und: torch.Tensor,
+        gen: torch.Tensor | None,
+        frequencies,
+        runs: list[Run],
+        past: list[KeyValues] = (),
+        transformer_options={},
+    ) -> tuple[KeyValues, torch.Tensor]:
+        """Keys and values of context tokens, and the last hidden states [B, n, hidden] of the understanding stream.
 
-        und [1, n, hidden] and gen [1, m, hidden] hold the tokens of all runs in order; `past` is what came before them.
+        und [B, n, hidden] and gen [B, m, hidden] hold the tokens of all runs in order; `past` is what came before them.
         """
         known = []
         for i, layer in enumerate(self.layers):
-            und, gen, kv = layer.context(und, gen, frequencies, runs, [piece[i] for piece in past])
+            und, gen, kv = layer.context(und, gen, frequencies, runs, [piece[i] for piece in past], transformer_options)
             known.append(kv)
-        return known
+        return known, und
 
     def cache(self, tokens: int, device, dtype) -> KeyValues:
         """Room for the keys and values of that many tokens."""

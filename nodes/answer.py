@@ -13,13 +13,6 @@ from .edit import IMAGE_PRESETS, VIDEO_PRESETS, sampled
 
 EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
 POSITIONS = ("reference", "trained")
-REWRITE = (
-    "You write prompts for a text-to-video model. Rewrite the user's short idea as one long, concrete, cinematic "
-    "description in English: "
-    "the subject and its look, the setting, light and colours, what moves and how, and the camera. Keep everything "
-    "that the user asked "
-    "for, add nothing that contradicts it, and answer with the description alone."
-)
 
 
 def sampling_input() -> io.Input:
@@ -220,10 +213,17 @@ class LanceEnhancePrompt(io.ComfyNode):
                 io.Image.Input("image", optional=True, tooltip="The clip's first frame, for image to video."),
                 length_input(),
                 sampling_input(),
+                io.Combo.Input(
+                    "image_resolution",
+                    options=[*IMAGE_PRESETS, media.KEEP],
+                    optional=True,
+                    advanced=True,
+                    tooltip="How large the picture is for the vision encoder.",
+                ),
                 io.String.Input(
                     "instruction",
                     multiline=True,
-                    default=REWRITE,
+                    default=tasks.REWRITE,
                     optional=True,
                     advanced=True,
                     tooltip="The system prompt by which the idea is rewritten.",
@@ -242,9 +242,10 @@ class LanceEnhancePrompt(io.ComfyNode):
         max_length: int,
         sampling: dict,
         image: torch.Tensor | None = None,
-        instruction: str = REWRITE,
+        image_resolution: str = IMAGE_PRESETS[0],
+        instruction: str = tasks.REWRITE,
     ) -> io.NodeOutput:
-        seen = (media.see(image[:1], IMAGE_PRESETS[0]),) if image is not None else ()
+        seen = (media.see(image[:1], image_resolution),) if image is not None else ()
         text = respond(
             clip, model, language.Request(prompt, instruction, media=seen), max_length, sampling, cls.hidden.unique_id
         )

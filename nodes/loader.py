@@ -7,10 +7,11 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..lance_model import loading
+from ..lance_model import loading, nano
 
 FOLDER = "lance"
 AUTO = "auto"
+NANO = "demonstration (nano)"  # comes with the plugin
 MODEL_FOLDERS = (FOLDER, "diffusion_models", "checkpoints")
 VISION_FOLDERS = (FOLDER, "text_encoders")
 VAE_FOLDERS = (FOLDER, "vae")
@@ -36,7 +37,8 @@ def _files(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".safetensors"
 
 
 def model_files() -> dict[str, str]:
-    return {name: f for name, f in _files(MODEL_FOLDERS).items() if Path(name).name not in PARTS}
+    files = _files(MODEL_FOLDERS, (".safetensors", ".sft", ".gguf"))  # GGUF gets a sentence in place of silence
+    return {name: f for name, f in files.items() if Path(name).name not in PARTS}
 
 
 def vision_files() -> dict[str, str]:
@@ -66,8 +68,9 @@ class LoadLance(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=list(model_files()),
-                    tooltip="Lance_3B for pictures, Lance_3B_Video for clips and pictures.",
+                    options=[*model_files(), NANO],
+                    tooltip="Lance_3B for pictures, Lance_3B_Video for clips and pictures. The demonstration model "
+                    "comes with these nodes and knows coloured shapes at 64x64 alone.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -97,8 +100,8 @@ class LoadLance(io.ComfyNode):
     def validate_inputs(cls, model: str) -> bool | str:
         # ComfyUI checks the other choices itself, but would only list what there is.
         files = model_files()
-        if model not in files:
-            there = f"There is: {', '.join(list(files)[:5])}" if files else "There is no model yet"
+        if model != NANO and model not in files:
+            there = f"There is: {', '.join([*list(files)[:5], NANO])}"
             return (
                 f"The model {model!r} is not in models/lance, models/diffusion_models or models/checkpoints. "
                 f"{there}. Download the Lance repository into models/lance and press R to refresh."
@@ -107,9 +110,13 @@ class LoadLance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, weight_dtype: str, vision: str, vae: str) -> io.NodeOutput:
-        folders = (folder for kind in PART_FOLDERS for folder in folder_paths.get_folder_paths(kind))
-        chosen = _path(model, model_files()), _path(vision, vision_files()), _path(vae, vae_files())
-        return io.NodeOutput(*loading.load(*chosen, weight_dtype, [Path(folder) for folder in folders]))
+        vision, vae = _path(vision, vision_files()), _path(vae, vae_files())
+        if model == NANO:
+            path, folders = nano.checkpoint(Path(folder_paths.get_temp_directory())), []
+        else:
+            path = _path(model, model_files())
+            folders = [Path(folder) for kind in PART_FOLDERS for folder in folder_paths.get_folder_paths(kind)]
+        return io.NodeOutput(*loading.load(path, vision, vae, weight_dtype, folders))
 
 
 NODES = [LoadLance]

@@ -1,5 +1,5 @@
 // Builds a plan (see save_workflows.py) on the open canvas with the frontend's own nodes, and lays it out.
-async ({ columns, sizes, downloads, gap, padding, view }) => {
+async ({ columns, sizes, gap, padding, view }) => {
   const { app, LiteGraph } = window
   const graph = app.graph
   const nodes = new Map()
@@ -22,10 +22,6 @@ async ({ columns, sizes, downloads, gap, padding, view }) => {
     if (Array.isArray(options) && !options.includes(value)) throw new Error(`${node.type}.${name} does not offer ${value}`)
     widget.value = value
     widget.callback?.(value, app.canvas, node)
-    if (downloads[value]) {
-      const [directory, url] = downloads[value]
-      node.properties.models = [...(node.properties.models ?? []), { name: value, url, directory }]
-    }
   }
 
   const connect = (node, name, link) => {

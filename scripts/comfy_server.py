@@ -39,15 +39,22 @@ class ComfyServer:
     """Starts ComfyUI on a free local port over a base folder of its own and stops it again: `with ComfyServer() as
     server`.
 
-    `weights` is a folder in the official layout, by default tiny seeded weights; `inputs` are copied to ComfyUI's
-    input.
+    `weights` is a folder in the official layout; without it there is the demonstration model alone. `inputs` are copied
+    to ComfyUI's input. `custom_nodes` come beside the plugin.
     """
 
-    def __init__(self, weights: Path | None = None, inputs: Path | None = None):
-        self.weights = Path(weights or tiny_weights()).resolve()
+    def __init__(
+        self,
+        weights: Path | None = None,
+        inputs: Path | None = None,
+        threads: int | None = 1,
+        custom_nodes: tuple[Path, ...] = (),
+    ):
+        self.weights = weights
         self.inputs = inputs
-        # Tiny layers gain nothing from threads, and wait long for them on a busy machine.
-        self.environment = {} if weights else {"OMP_NUM_THREADS": "1"}
+        self.custom_nodes = custom_nodes
+        # One, as small layers gain nothing from threads, and wait long for them on a busy machine.
+        self.environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -58,10 +65,18 @@ class ComfyServer:
         for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (self.base / folder).mkdir()
         (self.base / "custom_nodes" / "comfyui-lance").symlink_to(REPOSITORY)
-        (self.base / "models" / "lance").symlink_to(self.weights)
+        for path in self.custom_nodes:
+            (self.base / "custom_nodes" / path.name).symlink_to(path)
+        if self.weights is not None:
+            (self.base / "models" / "lance").symlink_to(Path(self.weights).resolve())
         if self.inputs is not None and self.inputs.is_dir():
             shutil.copytree(self.inputs, self.base / "input", dirs_exist_ok=True)
         self.log = self.base / "server.log"
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Once more after `process` was killed: on the same port, over the same base folder."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 self._command(),
@@ -75,7 +90,6 @@ class ComfyServer:
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def _command(self) -> list[str]:
         import torch

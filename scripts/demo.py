@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import av
-import torch
 from comfy_server import ComfyServer
 
 import workflows
@@ -42,7 +41,7 @@ def run(server: ComfyServer, name: str, prompt: dict, out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run every shipped workflow and keep what it makes.")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for pictures and clips")
-    parser.add_argument("--weights", type=Path, help="a folder in the official layout; default: tiny random weights")
+    parser.add_argument("--weights", type=Path, help="Lance itself: a folder in the official layout")
     parser.add_argument("--serve", action="store_true", help="afterwards, keep the page open for your browser")
     arguments = parser.parse_args()
     if arguments.weights is not None and not arguments.weights.is_dir():
@@ -50,24 +49,19 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     if arguments.weights is None:
-        print(
-            "Demonstration weights: tiny and random, so what they make is coloured noise and babble. --weights takes "
-            "real ones."
-        )
-    small = not torch.cuda.is_available()
-    if small:
-        print("There is no GPU: pictures, clips and texts are made small.")
+        print("The demonstration model makes these: coloured shapes at 64x64. --weights takes Lance itself.")
     print("Starting ComfyUI")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave the server's `with` also when terminated
-    failed = []
-    with ComfyServer(arguments.weights, workflows.INPUTS) as server:
+    failed, start = [], time.monotonic()
+    with ComfyServer(arguments.weights, workflows.INPUTS, threads=None if arguments.weights else 1) as server:
         for name in workflows.names():
             prompt = workflows.load(name)
             try:
-                run(server, name, workflows.shrunk(prompt, 256, 256, 13, 30) if small else prompt, arguments.out)
+                run(server, name, prompt if arguments.weights is None else workflows.for_lance(prompt), arguments.out)
             except (RuntimeError, OSError) as error:
                 failed.append(name)
                 print(f"{name} FAILED: {error}", file=sys.stderr)
+        print(f"All in {time.monotonic() - start:.0f} s, in {arguments.out}/")
         if arguments.serve:
             print(f"ComfyUI is at {server.url}, the workflows are in its templates. Ctrl-C stops it.")
             try:

@@ -2,10 +2,11 @@
 
     source scripts/host.sh && "$LANCE_PYTHON" scripts/save_workflows.py [NAME …] [--screenshots DIR]
 
-Runs ComfyUI on tiny weights, builds each graph of `workflow_definitions.py` in its page in Chromium, and writes
+Runs ComfyUI, builds each graph of `workflow_definitions.py` in its page in Chromium, runs it on the demonstration
+model, and writes
 
     workflows/NAME.json    as the page's menu Export saves it
-    workflows/NAME.jpg     the template browser's picture: a title over what the tiny weights made
+    workflows/NAME.jpg     the template browser's picture: a title over what the demonstration model made
     api/NAME.json          as Export (API) saves it
 
 Needs Chromium. `--screenshots` keeps a picture of each graph in both of the frontend's renderers: look at them.
@@ -42,7 +43,6 @@ SIZES = {
 }
 LAYOUT = {
     "sizes": SIZES,
-    "downloads": workflow_definitions.DOWNLOADS,
     "gap": 60,
     "padding": 15,
     "view": {"width": 1600, "left": 80, "top": 200, "zoom": 0.8},
@@ -103,12 +103,11 @@ def preview(server: ComfyServer, name: str) -> Image.Image:
     prompt = workflows.load(name)
     values = {str(value) for node in prompt.values() for value in node["inputs"].values()}
     given = [path for path in sorted(workflows.INPUTS.rglob("*.*")) if {path.name, path.parent.name} & values]
-    entry = server.wait(server.queue(workflows.shrunk(prompt, 256, 256, frames=9, steps=8)))
+    entry = server.wait(server.queue(prompt))
     made = [path for path in server.outputs(entry) if path.suffix in MEDIA]
     pictures = [picture for path in given if path.name != MASK for picture in frames(path)]
     pictures += [picture for path in made for picture in frames(path)[-1 if given else 0 :]]
-    subtitle = "Lance · shown with untrained test weights" if made else "Lance"
-    return title_card(name.replace("_", " ").capitalize(), subtitle, pictures)
+    return title_card(name.replace("_", " ").capitalize(), "Lance · by its demonstration model", pictures)
 
 
 def main() -> None:

@@ -14,14 +14,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from workflows import IMAGE_MODEL, KEEP, VIDEO_MODEL
+
 REPOSITORY = "https://huggingface.co/bytedance-research/Lance"
-IMAGE_MODEL = "Lance_3B/model.safetensors"
-VIDEO_MODEL = "Lance_3B_Video/model.safetensors"
-# Where the page offers to download what is missing. A key is a widget's exact value, with its directory under models/.
-DOWNLOADS = {name: ("lance", f"{REPOSITORY}/resolve/main/{name}") for name in (IMAGE_MODEL, VIDEO_MODEL)}
+MODEL = "demonstration (nano)"  # comes with the plugin, so every workflow runs as it is
 
 SIZES_ON_DISK = {IMAGE_MODEL: "12.4 GB", VIDEO_MODEL: "14.2 GB"}
-HOUSE, TEAPOT, BALL = "lance_house.png", "lance_teapot.png", "lance_ball.mp4"  # in api/input
+# In api/input.
+CIRCLE, CIRCLE_RIGHT, STAR, PAIR, MASK, MOVING = (
+    "lance_circle.png",
+    "lance_circle_right.png",
+    "lance_star.png",
+    "lance_pair.png",
+    "lance_mask.png",
+    "lance_moving.mp4",
+)
+PICTURE_SIZE = "demonstration 64x64"
+FRAMES = 9
 
 SEED = 42
 NOTE_COLUMNS = 58  # letters that fit into a line of a note
@@ -77,60 +86,30 @@ class Graph:
         return node
 
 
-def files_note(model: str, size: str) -> str:
-    """Which files a workflow needs, and where they go."""
+def files_note(model: str, sizes: str) -> str:
+    """That a demonstration model is at work, and how to use Lance itself."""
     folder, file = model.split("/")
-    return f"""### Files
-From [bytedance-research/Lance]({REPOSITORY}), in the same folders, into **models/lance**:
+    return f"""### The model
+This runs as it is, on the **demonstration model** that comes with the nodes. It is a thousand times smaller than
+Lance and knows nothing but coloured shapes at 64 x 64 pixels.
 
-- **{folder}** / {file} ({size})
+For Lance itself, get from [bytedance-research/Lance]({REPOSITORY}), in the same folders, into **models/lance**:
+
+- **{folder}** / {file} ({SIZES_ON_DISK[model]})
 - **Qwen2.5-VL-ViT** / vit.safetensors and config.json (1.3 GB)
 - Wan2.2_VAE.pth (2.8 GB), or ComfyUI's own wan2.2_vae.safetensors in **models/vae**
 
-Then press **R** to refresh the lists.
+Press **R**, choose **{model}** in *Load Lance*{sizes}, and write a prompt of your own.
 """
 
 
-TEXT_TO_IMAGE_NOTE = f"""## Text to image
-Lance draws one picture from a description.
-
-{files_note(IMAGE_MODEL, "12.4 GB")}
-### What to change
-- **Prompt**: say what is there, its colours, materials, light and place. Sentences do better than a list of tags.
-- **Size**: the sizes in the list are those that Lance knows; *custom* takes any multiple of 16.
-- **Seed**: another number, another picture. Set *randomize* for a new one each run.
-- **Steps** 30, **CFG** 4: the model's own defaults. 50 steps are a little finer.
-
-*euler* with *simple* comes closest to Lance's own way of sampling.
-"""
-
-TEXT_TO_VIDEO_NOTE = f"""## Text to video
-Lance makes a clip of 12 frames a second from a description. There is no sound.
-
-{files_note(VIDEO_MODEL, "14.2 GB")}
-### What to change
-- **Prompt**: say what is there, how it moves and what the camera does.
-- **Frames**: 49 is four seconds; always 1 + 4k. Lance was trained up to 121, ten seconds.
-- **Size**: take *video 360p* for a quick look. 121 frames at 480p cost four times as much as 49.
-- **Seed**: another number, another clip. Set *randomize* for a new one each run.
-
-**Target** must stay *video*: it chooses the instruction that Lance was trained with.
-"""
-
-
-FERRY = (
-    "A small wooden ferry crosses a mountain lake at first light. Its hull is painted in worn turquoise, and a "
-    "single lantern glows orange at the bow. Mist lies on the dark green water, which mirrors the snow-covered "
-    "peaks behind it and a pale pink sky. On deck, an old woman in a mustard-yellow raincoat pours tea from a steel "
-    "flask. Photograph, 35 mm, soft side light, fine grain, calm and quiet mood."
-)
-
-FOX = (
-    "A red fox trots along a snowy forest path towards the camera, its breath rising in small white clouds. Tall "
-    "birches with pale, peeling bark line the path, and low winter sun breaks through them from the left, throwing "
-    "long blue shadows across the snow. Halfway the fox stops, pricks its ears, turns its head to the right, then "
-    "bounds off between the trees, kicking up powder. The camera glides slowly backwards at the height of the fox's "
-    "eyes. Natural colours, shallow depth of field."
+# What else to choose for Lance itself.
+PICTURE, CLIP = ", *image 768x768* as the size", ", *video 480p* as the size and 49 frames"
+EDITED, EDITED_CLIP = ", *image 768* as the resolution", ", *video 480p* as the resolution"
+GIVEN_CLIP = ", *video 480p* as the resolution and 49 frames"
+SEEN, SEEN_CLIP = (
+    ", *image 768* as the picture's resolution (advanced)",
+    ", *video 480p* as the clip's resolution (advanced)",
 )
 
 
@@ -153,13 +132,41 @@ def sample(g: Graph, model: Link, positive: Link, negative: Link, latent: Link) 
     return sampler["LATENT"]
 
 
+def generation_note(title: str, text: tuple[str, str], sizes: str, model: str = IMAGE_MODEL) -> str:
+    """A note of the usual shape: what happens, what to change, which model."""
+    return f"## {title}\n{text[0]}\n\n### What to change\n{text[1]}\n\n{files_note(model, sizes)}"
+
+
+def load(g: Graph) -> Node:
+    return g.add("LanceLoader", model=MODEL)
+
+
 def text_to_image(g: Graph) -> None:
-    g.note(TEXT_TO_IMAGE_NOTE)
+    g.note(
+        generation_note(
+            "Text to image",
+            (
+                "Lance draws one picture from a description.",
+                "- **Prompt**: the demonstration model knows phrases like this one. Lance wants sentences: what is "
+                "there, its colours, materials, light and place.\n"
+                "- **Size**: the sizes in the list are those that Lance knows; *custom* takes any multiple of 16.\n"
+                "- **Seed**: another number, another picture. Set *randomize* for a new one each run.\n"
+                "- **Steps** 30, **CFG** 4: the model's own defaults. *euler* with *simple* comes closest to Lance's "
+                "own way of sampling.",
+            ),
+            PICTURE,
+        )
+    )
     g.column("1 · Model and size")
-    lance = g.add("LanceLoader", model=IMAGE_MODEL)
-    latent = g.add("EmptyLanceLatent", "Picture Size", size="image 768x768")
+    lance = load(g)
+    latent = g.add("EmptyLanceLatent", "Picture Size", size=PICTURE_SIZE)
     g.column("2 · Prompt")
-    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=FERRY, target="image")
+    prompt = g.add(
+        "LanceEncode",
+        clip=lance["CLIP"],
+        prompt="a red circle on the left and a blue star on the right on a white background",
+        target="image",
+    )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
     g.column("4 · Picture")
@@ -168,27 +175,31 @@ def text_to_image(g: Graph) -> None:
 
 
 def text_to_video(g: Graph) -> None:
-    g.note(TEXT_TO_VIDEO_NOTE)
+    g.note(
+        generation_note(
+            "Text to video",
+            (
+                "Lance makes a clip of 12 frames a second from a description. There is no sound.",
+                "- **Prompt**: say what is there, how it moves and, to Lance, what the camera does.\n"
+                "- **Frames**: always 1 + 4k. Lance was trained up to 121, ten seconds.\n"
+                "- **Size**: take *video 360p* for a quick look. 121 frames at 480p cost four times as much as 49.\n"
+                "- **Target** must stay *video*: it chooses the instruction that Lance was trained with.",
+            ),
+            CLIP,
+            VIDEO_MODEL,
+        )
+    )
     g.column("1 · Model and size")
-    lance = g.add("LanceLoader", model=VIDEO_MODEL)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size="video 480p 848x480", frames=49)
+    lance = load(g)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=PICTURE_SIZE, frames=FRAMES)
     g.column("2 · Prompt")
-    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=FOX, target="video")
+    prompt = g.add(
+        "LanceEncode", clip=lance["CLIP"], prompt="a green heart moves up on a pink background", target="video"
+    )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
     g.column("4 · Clip")
-    frames = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
-    clip = g.add("CreateVideo", images=frames["IMAGE"], fps=12.0)
-    g.add("SaveVideo", video=clip["VIDEO"], filename_prefix="lance/text_to_video")
-
-
-def generation_note(title: str, text: str, model: str = IMAGE_MODEL) -> str:
-    """A note of the usual shape: what happens, which files, what to change."""
-    return f"## {title}\n{text[0]}\n\n{files_note(model, SIZES_ON_DISK[model])}\n### What to change\n{text[1]}\n"
-
-
-def load(g: Graph, model: str = IMAGE_MODEL) -> Node:
-    return g.add("LanceLoader", model=model)
+    save_clip(g, lance, samples, "text_to_video")
 
 
 def save_picture(g: Graph, lance: Node, samples: Link, name: str) -> Link:
@@ -213,19 +224,20 @@ def image_edit(g: Graph) -> None:
                 "what.\n"
                 "- **Resolution**: *keep size* leaves the picture as it is, cut to multiples of 16.",
             ),
+            EDITED,
         )
     )
     g.column("1 · Model and picture")
     lance = load(g)
-    picture = g.add("LoadImage", image=HOUSE)
+    picture = g.add("LoadImage", image=CIRCLE)
     g.column("2 · Instruction")
     edit = g.add(
         "LanceEncodeEdit",
         clip=lance["CLIP"],
         vae=lance["VAE"],
         image=picture["IMAGE"],
-        prompt="Make it a winter evening: snow on the roof and on the grass, warm light in the windows.",
-        resolution="image 768",
+        prompt="make the circle blue",
+        resolution=KEEP,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
@@ -243,12 +255,13 @@ def masked_edit(g: Graph) -> None:
                 "Image*, "
                 "*Open in MaskEditor*, and connect its MASK.\n- **Prompt**: what to change.",
             ),
+            EDITED,
         )
     )
     g.column("1 · Model, picture, mask")
     lance = load(g)
-    picture = g.add("LoadImage", image=HOUSE)
-    mask = g.add("LoadImageMask", image="lance_mask.png", channel="red")
+    picture = g.add("LoadImage", image=PAIR)
+    mask = g.add("LoadImageMask", image=MASK, channel="red")
     g.column("2 · Instruction")
     edit = g.add(
         "LanceEncodeEdit",
@@ -256,8 +269,8 @@ def masked_edit(g: Graph) -> None:
         vae=lance["VAE"],
         image=picture["IMAGE"],
         mask=mask["MASK"],
-        prompt="Turn the tree into a cherry tree in full bloom.",
-        resolution="image 768",
+        prompt="make the square green",
+        resolution=KEEP,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
@@ -274,15 +287,16 @@ def multi_turn_edit(g: Graph) -> None:
                 "- **Prompts**: one instruction a turn.\n- More turns: copy a column and connect it to the last "
                 "picture.",
             ),
+            EDITED,
         )
     )
     g.column("Model and picture")
     lance = load(g)
-    image = g.add("LoadImage", image=HOUSE)["IMAGE"]
+    image = g.add("LoadImage", image=CIRCLE)["IMAGE"]
     instructions = (
-        "Paint the roof blue.",
-        "Add a white fence in front of the house.",
-        "Let the sun set behind the hill.",
+        "make the circle purple",
+        "add a small yellow star on the right",
+        "change the background to blue",
     )
     for turn, instruction in enumerate(instructions, 1):
         g.column(f"Turn {turn}")
@@ -293,7 +307,7 @@ def multi_turn_edit(g: Graph) -> None:
             vae=lance["VAE"],
             image=image,
             prompt=instruction,
-            resolution="image 768",
+            resolution=KEEP,
         )
         samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
         decoded = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
@@ -315,12 +329,13 @@ def video_edit(g: Graph) -> None:
                 "source and keeps its sound.",
                 "- **Clip**: your own.\n- **Prompt**: an instruction.\n- **Resolution**: *video 360p* is much quicker.",
             ),
+            EDITED_CLIP,
             VIDEO_MODEL,
         )
     )
     g.column("1 · Model and clip")
-    lance = load(g, VIDEO_MODEL)
-    video = g.add("LoadVideo", file=BALL)
+    lance = load(g)
+    video = g.add("LoadVideo", file=MOVING)
     parts = g.add("GetVideoComponents", "Sound of the Source", video=video["VIDEO"])
     g.column("2 · Instruction")
     edit = g.add(
@@ -328,8 +343,8 @@ def video_edit(g: Graph) -> None:
         clip=lance["CLIP"],
         vae=lance["VAE"],
         video=video["VIDEO"],
-        prompt="Make the ball green and the floor of light wood.",
-        resolution="video 480p",
+        prompt="make the circle green",
+        resolution=KEEP,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
@@ -347,22 +362,21 @@ def image_to_video(g: Graph) -> None:
                 "- **Prompt**: what happens. Say what is seen, what moves and how, and what the camera does.\n"
                 "- **Frames**: 49 is four seconds; always 1 + 4k, 121 at most.",
             ),
+            GIVEN_CLIP,
             VIDEO_MODEL,
         )
     )
     g.column("1 · Model and picture")
-    lance = load(g, VIDEO_MODEL)
-    picture = g.add("LoadImage", image=HOUSE)
+    lance = load(g)
+    picture = g.add("LoadImage", image=CIRCLE)
     g.column("2 · Prompt and frames")
     prompt = g.add(
         "LanceEncode",
         clip=lance["CLIP"],
         target="video",
-        prompt="A small house with a red roof beside a tree. Wind bends the tree and clouds drift past "
-        "the sun while "
-        "the camera slowly moves towards the door.",
+        prompt="a red circle moves right on a gray background",
     )
-    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution="video 480p", frames=49)
+    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=KEEP, frames=FRAMES)
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
     g.column("4 · Clip")
@@ -382,28 +396,28 @@ def first_last_frame(g: Graph) -> None:
                 "what "
                 "happens between.",
             ),
+            GIVEN_CLIP,
             VIDEO_MODEL,
         )
     )
     g.column("1 · Model and pictures")
-    lance = load(g, VIDEO_MODEL)
-    start = g.add("LoadImage", "First Frame", image=HOUSE)
-    end = g.add("LoadImage", "Last Frame", image=TEAPOT)
+    lance = load(g)
+    start = g.add("LoadImage", "First Frame", image=CIRCLE)
+    end = g.add("LoadImage", "Last Frame", image=CIRCLE_RIGHT)
     g.column("2 · Prompt and frames")
     prompt = g.add(
         "LanceEncode",
         clip=lance["CLIP"],
         target="video",
-        prompt="The camera flies through the window of a small house and comes to rest before a blue "
-        "teapot on a table.",
+        prompt="a red circle moves right on a gray background",
     )
     latent = g.add(
         "LanceImageToVideo",
         vae=lance["VAE"],
         start=start["IMAGE"],
         end=end["IMAGE"],
-        resolution="video 480p",
-        frames=49,
+        resolution=KEEP,
+        frames=FRAMES,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
@@ -420,21 +434,22 @@ def subject_image(g: Graph) -> None:
                 "- **Reference**: your own picture; connect more and sockets grow.\n"
                 "- **Prompt**: the new scene. Call the subject by what it is: *the teapot from the picture*.",
             ),
+            PICTURE,
         )
     )
     g.column("1 · Model, reference, size")
     lance = load(g)
-    reference = g.add("LoadImage", image=TEAPOT)
-    latent = g.add("EmptyLanceLatent", "Picture Size", size="image 768x768")
+    reference = g.add("LoadImage", image=STAR)
+    latent = g.add("EmptyLanceLatent", "Picture Size", size=PICTURE_SIZE)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncodeReferences",
         clip=lance["CLIP"],
         vae=lance["VAE"],
         **{"images.image0": reference["IMAGE"]},
-        prompt="The blue teapot from the picture stands on a stone wall by the sea at sunrise.",
+        prompt="the object from the picture at the top on a green background",
         target="image",
-        resolution="image 768",
+        resolution=KEEP,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
@@ -445,32 +460,31 @@ def subject_image(g: Graph) -> None:
 def subject_video(g: Graph) -> None:
     g.note(
         generation_note(
-            "Subjects to video",
+            "Subject to video",
             (
-                "What is in two reference pictures appears in a clip.",
-                "- **References**: your own pictures, in the order in which the prompt speaks of them.\n"
+                "What is in a reference picture appears in a clip.",
+                "- **Reference**: your own picture; connect more and sockets grow. Speak of them as *the first "
+                "picture* and so on.\n"
                 "- **Prompt**: the scene and what happens in it.\n"
                 "- For the maze and other puzzles of the paper, give a *system prompt* of your own (advanced).",
             ),
+            CLIP,
             VIDEO_MODEL,
         )
     )
-    g.column("1 · Model, references, size")
-    lance = load(g, VIDEO_MODEL)
-    first = g.add("LoadImage", "First Reference", image=TEAPOT)
-    second = g.add("LoadImage", "Second Reference", image=HOUSE)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size="video 480p 848x480", frames=49)
+    g.column("1 · Model, reference, size")
+    lance = load(g)
+    reference = g.add("LoadImage", image=STAR)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=PICTURE_SIZE, frames=FRAMES)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncodeReferences",
         clip=lance["CLIP"],
         vae=lance["VAE"],
-        **{"images.image0": first["IMAGE"], "images.image1": second["IMAGE"]},
-        prompt="The teapot from the first picture stands before the house from the second picture. Steam "
-        "rises from its "
-        "spout while the camera circles around it.",
+        **{"images.image0": reference["IMAGE"]},
+        prompt="the object from the picture moves right on a pink background",
         target="video",
-        resolution="image 768",
+        resolution=KEEP,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
@@ -487,19 +501,21 @@ def image_question(g: Graph) -> None:
                 "- **Question**: anything. Connect more pictures and ask about all of them.\n"
                 "- **Sampling** *on* if an answer stops at once or repeats itself.",
             ),
+            SEEN,
         )
     )
     g.column("1 · Model and picture")
     lance = load(g)
-    picture = g.add("LoadImage", image=HOUSE)
+    picture = g.add("LoadImage", image=PAIR)
     g.column("2 · Question")
     answer = g.add(
         "LanceAnswer",
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
+        image_resolution=KEEP,
         **{
-            "task.question": "What colour is the roof, and what stands beside the house?",
+            "task.question": "What color is the square?",
             "images.image0": picture["IMAGE"],
         },
     )
@@ -515,20 +531,22 @@ def video_question(g: Graph) -> None:
                 "Lance watches up to six seconds of a clip and answers.",
                 "- **Question**: what happens, in which order, in which direction.",
             ),
+            SEEN_CLIP,
             VIDEO_MODEL,
         )
     )
     g.column("1 · Model and clip")
-    lance = load(g, VIDEO_MODEL)
-    video = g.add("LoadVideo", file=BALL)
+    lance = load(g)
+    video = g.add("LoadVideo", file=MOVING)
     g.column("2 · Question")
     answer = g.add(
         "LanceAnswer",
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
+        video_resolution=KEEP,
         video=video["VIDEO"],
-        **{"task.question": "In which direction does the ball move?"},
+        **{"task.question": "What does the circle do?"},
     )
     g.column("3 · Answer")
     g.add("PreviewAny", "Answer", source=answer["text"])
@@ -544,11 +562,12 @@ def caption(g: Graph) -> None:
                 "in place "
                 "of the picture.",
             ),
+            SEEN,
         )
     )
     g.column("1 · Model and picture")
     lance = load(g)
-    picture = g.add("LoadImage", image=TEAPOT)
+    picture = g.add("LoadImage", image=PAIR)
     g.column("2 · Caption")
     text = g.add(
         "LanceAnswer",
@@ -556,6 +575,7 @@ def caption(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
+        image_resolution=KEEP,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
     g.column("3 · Text")
@@ -572,6 +592,7 @@ def caption_dataset(g: Graph) -> None:
                 "- **Folder**: a folder in ComfyUI's *input*.\n- **Folder name**: where the pairs go, in ComfyUI's "
                 "*output*.",
             ),
+            SEEN,
         )
     )
     g.column("1 · Model and folder")
@@ -584,6 +605,7 @@ def caption_dataset(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
+        image_resolution=KEEP,
         **{"task.style": "key features", "images.image0": pictures["images"]},
     )
     g.column("3 · Pairs")
@@ -601,16 +623,15 @@ def enhanced_text_to_video(g: Graph) -> None:
                 "- **Prompt**: a short idea.\n- **Sampling** and **seed** of the rewriting: another number, another "
                 "description.",
             ),
+            CLIP,
             VIDEO_MODEL,
         )
     )
     g.column("1 · Model and size")
-    lance = load(g, VIDEO_MODEL)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size="video 480p 848x480", frames=49)
+    lance = load(g)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=PICTURE_SIZE, frames=FRAMES)
     g.column("2 · Idea")
-    text = g.add(
-        "LanceEnhancePrompt", model=lance["MODEL"], clip=lance["CLIP"], prompt="a paper boat in the rain", sampling="on"
-    )
+    text = g.add("LanceEnhancePrompt", model=lance["MODEL"], clip=lance["CLIP"], prompt="a red star", sampling="on")
     g.add("PreviewAny", "What Lance Wrote", source=text["prompt"])
     g.column("3 · Prompt")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=text["prompt"], target="video")
@@ -630,12 +651,13 @@ def caption_to_video(g: Graph) -> None:
                 "picture.",
                 "- **Picture**: your own.\n- **Instruction** (advanced): how the description is turned into a prompt.",
             ),
+            GIVEN_CLIP,
             VIDEO_MODEL,
         )
     )
     g.column("1 · Model and picture")
-    lance = load(g, VIDEO_MODEL)
-    picture = g.add("LoadImage", image=HOUSE)
+    lance = load(g)
+    picture = g.add("LoadImage", image=CIRCLE)
     g.column("2 · Caption")
     text = g.add(
         "LanceAnswer",
@@ -643,6 +665,7 @@ def caption_to_video(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
+        image_resolution=KEEP,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
     g.add("PreviewAny", "Caption", source=text["text"])
@@ -653,12 +676,13 @@ def caption_to_video(g: Graph) -> None:
         clip=lance["CLIP"],
         prompt=text["text"],
         image=picture["IMAGE"],
+        image_resolution=KEEP,
         sampling="on",
     )
     g.add("PreviewAny", "What Lance Wrote", source=written["prompt"])
     g.column("4 · Conditioning and frames")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=written["prompt"], target="video")
-    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution="video 480p", frames=49)
+    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=KEEP, frames=FRAMES)
     g.column("5 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
     g.column("6 · Clip")

@@ -11,7 +11,8 @@ WORKFLOWS = REPOSITORY / "workflows"
 API = REPOSITORY / "api"
 INPUTS = API / "input"  # pictures and clips that the workflows load
 
-SMALLEST = {"image": "image 256", "video": "video 192p"}  # of the Lance nodes' resolutions
+IMAGE_MODEL, VIDEO_MODEL = "Lance_3B/model.safetensors", "Lance_3B_Video/model.safetensors"
+KEEP = "keep size"
 
 Prompt = dict[str, dict]  # node id → class_type and inputs, as POST /prompt takes it
 
@@ -29,24 +30,22 @@ def of_type(prompt: Prompt, class_type: str) -> list[dict]:
     return [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
 
 
-def shrunk(
-    prompt: Prompt, width: int = 128, height: int = 128, frames: int = 9, steps: int = 3, tokens: int = 8
-) -> Prompt:
-    """The same workflow, small enough for a CPU: sizes, frames, steps and tokens are at most these."""
+def for_lance(prompt: Prompt) -> Prompt:
+    """The same workflow for Lance itself: its models, and the sizes that it was trained for."""
     prompt = deepcopy(prompt)
+    video = bool(of_type(prompt, "CreateVideo"))
     for node in prompt.values():
         inputs, type = node["inputs"], node["class_type"]
+        if type == "LanceLoader":
+            inputs["model"] = VIDEO_MODEL if video or of_type(prompt, "LoadVideo") else IMAGE_MODEL
         if type == "EmptyLanceLatent":
-            inputs |= {"size": "custom", "size.width": width, "size.height": height}
-        if type in ("LanceEncodeEdit", "LanceEncodeReferences", "LanceAnswer"):
-            inputs["image_resolution" if type == "LanceAnswer" else "resolution"] = "image 256"
-        if type in ("LanceEncodeVideoEdit", "LanceImageToVideo", "LanceAnswer"):
-            inputs["video_resolution" if type == "LanceAnswer" else "resolution"] = "video 192p"
-        if type == "LanceEncodeVideoEdit":
-            inputs["max_seconds"] = 1.0
-        for name, most in (("frames", frames), ("steps", steps), ("max_length", tokens)):
-            if isinstance(inputs.get(name), int):
-                inputs[name] = min(inputs[name], most)
+            inputs["size"] = "video 480p 848x480" if video else "image 768x768"
+        for name in ("resolution", "image_resolution", "video_resolution"):
+            if inputs.get(name) == KEEP:
+                clip = name == "video_resolution" or type in ("LanceEncodeVideoEdit", "LanceImageToVideo")
+                inputs[name] = "video 480p" if clip else "image 768"
+        if inputs.get("frames", 1) != 1:
+            inputs["frames"] = 49
     return prompt
 
 

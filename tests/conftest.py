@@ -60,11 +60,19 @@ def lance(tiny):
 
 
 @pytest.fixture(scope="session")
+def nano(tmp_path_factory):
+    """(MODEL, CLIP, VAE) of the demonstration model."""
+    from comfyui_lance.lance_model import loading, nano
+
+    return loading.load(nano.checkpoint(tmp_path_factory.mktemp("nano")))
+
+
+@pytest.fixture(scope="session")
 def server():
     """A running ComfyUI with the plugin, the tiny checkpoint and the workflows' inputs."""
-    from comfy_server import ComfyServer
+    from comfy_server import ComfyServer, tiny_weights
 
     import workflows
 
-    with ComfyServer(inputs=workflows.INPUTS) as server:
+    with ComfyServer(tiny_weights(), workflows.INPUTS) as server:
         yield server

@@ -622,7 +622,7 @@ WRONG = {
         lambda r: r.other(f"diffusion_model.{QUERY}.lora_A.weight"),
         ["is a LoRA", "LoRA loader after Load Lance"],
     ),
-    "4-bit": (lambda r: r.other(f"{QUERY}.qweight", f"{QUERY}.scales"), ["4-bit", "cannot load"]),
+    "GGUF": (lambda r: r.raw(b"GGUF" + bytes(60)), ["model.safetensors is a GGUF file", "convert.py"]),
     "another model": (
         lambda r: r.other("double_blocks.0.img_attn.qkv.weight"),
         ["another kind of model", "not a Lance transformer"],
@@ -919,13 +919,20 @@ def test_the_node_offers_a_single_file_whatever_its_name(models, weights):
     check_weights(run_node("lance_with_vit_and_vae.safetensors"), weights)
 
 
+def test_the_node_refuses_gguf_in_a_sentence(models, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "lance", ([str(models / "lance")], set()))
+    (models / "lance" / "lance_q4.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(CheckpointError, match="lance_q4.gguf is a GGUF file"):
+        run_node("lance_q4.gguf")
+
+
 def test_the_node_tells_which_choice_does_not_exist(models, weights):
     validate = loader.LoadLance.validate_inputs
     nothing = validate("gone.safetensors")
-    assert "'gone.safetensors'" in nothing and "no model yet" in nothing and "models/lance" in nothing
+    assert "'gone.safetensors'" in nothing and f"There is: {loader.NANO}." in nothing and "models/lance" in nothing
     official(models / "lance", weights)
     other = validate("gone.safetensors")
-    assert "'gone.safetensors'" in other and f"There is: {MODEL}." in other
+    assert "'gone.safetensors'" in other and f"There is: {MODEL}, {loader.NANO}." in other
 
 
 @pytest.mark.parametrize("gone", [MODEL, VISION, VAE])

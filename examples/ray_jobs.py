@@ -1,0 +1,154 @@
+"""Many jobs over several ComfyUI servers, with Ray (`pip install ray`).
+
+    python examples/ray_jobs.py caption PICTURES --servers http://gpu1:8188 http://gpu2:8188 --out captions
+    python examples/ray_jobs.py render PROMPTS.txt --servers http://gpu1:8188 http://gpu2:8188 --out pictures
+
+`caption` writes NAME.txt for each picture of a folder; `render` makes a picture of each line of a file.
+
+- One actor for each server: it uploads, queues, waits and downloads, one job at a time.
+- A job whose server dies goes to another one. A job that a server refuses, or that fails, would fail there too: it is
+  named at the end, and the others go on.
+- Results are written as they come.
+
+Captions come from api/caption.json, pictures from api/text_to_image.json, or from a `--workflow` in API format with the
+same inputs. On a Ray cluster submit this folder: `ray job submit --working-dir examples -- python ray_jobs.py …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import deque
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import client
+import ray
+import ray.exceptions
+
+API = Path(__file__).resolve().parent.parent / "api"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass
+class Job:
+    """A workflow with `settings` for its inputs. `uploads` are files: input → path."""
+
+    name: str
+    prompt: client.Prompt
+    settings: dict[str, object] = field(default_factory=dict)
+    uploads: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    name: str
+    texts: list[str]
+    files: list[tuple[str, bytes]]
+
+
+@ray.remote(num_cpus=0)
+class Server:
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+
+    def run(self, job: Job, contents: dict[str, bytes]) -> Result:
+        prompt = deepcopy(job.prompt)
+        for name, path in job.uploads.items():
+            client.change(prompt, name, client.upload(self.url, path.name, contents[name]))
+        for name, value in job.settings.items():
+            client.change(prompt, name, value)
+        outputs = client.run(self.url, prompt)
+        return Result(job.name, client.texts(outputs), list(client.files(self.url, outputs)))
+
+
+def spread(jobs: list[Job], urls: list[str]) -> Iterator[tuple[Job, Result | str]]:
+    """Each job with its result, or with the sentence why it has none, as they come."""
+    waiting, free, running = deque(jobs), {url: Server.remote(url) for url in urls}, {}
+    while waiting or running:
+        while waiting and free:
+            url, actor = free.popitem()
+            job = waiting.popleft()
+            contents = {name: path.read_bytes() for name, path in job.uploads.items()}  # the actor may be elsewhere
+            running[actor.run.remote(job, contents)] = url, actor, job
+        if not running:
+            yield from ((job, "no server is left") for job in waiting)
+            return
+        (done,), _ = ray.wait(list(running))
+        url, actor, job = running.pop(done)
+        try:
+            yield job, ray.get(done)
+            free[url] = actor
+        except (client.ServerLost, ray.exceptions.RayActorError) as error:
+            print(f"{url} is lost, {job.name} goes to another server ({_cause(error)})", file=sys.stderr)
+            waiting.appendleft(job)
+        except (client.JobError, KeyError, OSError) as error:
+            yield job, _cause(error)
+            free[url] = actor
+
+
+def _cause(error: Exception) -> str:
+    """The words of the error itself, without Ray's trace."""
+    return str(getattr(error, "cause", None) or error)
+
+
+def captions(folder: Path, prompt: client.Prompt) -> list[Job]:
+    pictures = sorted(path.resolve() for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    return [Job(path.stem, prompt, uploads={"image": path}) for path in pictures]
+
+
+def pictures(lines: list[str], prompt: client.Prompt) -> list[Job]:
+    """A job for each line that is not empty, each with a seed of its own."""
+    lines = [line.strip() for line in lines if line.strip()]
+    return [Job(f"{i:04}", prompt, {"prompt": line, "seed": i}) for i, line in enumerate(lines, 1)]
+
+
+def save(result: Result, out: Path) -> list[Path]:
+    """Writes NAME.txt and NAME.png, NAME_2.png …; what was written."""
+    texts = [(".txt", "\n".join(result.texts).encode())] if result.texts else []
+    written = []
+    for i, (name, content) in enumerate([*texts, *result.files]):
+        again = i - len(texts)  # 0 for the first file
+        written.append(out / f"{result.name}{f'_{again + 1}' if again > 0 else ''}{Path(name).suffix or name}")
+        written[-1].write_bytes(content)
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Spread captions or pictures over several ComfyUI servers.")
+    parser.add_argument("task", choices=("caption", "render"))
+    parser.add_argument("source", type=Path, help="a folder of pictures, or a file of prompts, one a line")
+    parser.add_argument("--servers", nargs="+", required=True, metavar="URL")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for texts and pictures")
+    parser.add_argument(
+        "--workflow", type=Path, help="in API format; default: api/caption.json, api/text_to_image.json"
+    )
+    arguments = parser.parse_args()
+    workflow = arguments.workflow or API / {"caption": "caption.json", "render": "text_to_image.json"}[arguments.task]
+    try:
+        prompt = json.loads(workflow.read_text(encoding="utf-8"))
+        if arguments.task == "caption":
+            jobs = captions(arguments.source, prompt)
+        else:
+            jobs = pictures(arguments.source.read_text(encoding="utf-8").splitlines(), prompt)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+    ray.init(log_to_driver=False, include_dashboard=False)
+    failed = 0
+    for job, result in spread(jobs, list(dict.fromkeys(arguments.servers))):
+        if isinstance(result, str):
+            failed += 1
+            print(f"{job.name} FAILED: {result}", file=sys.stderr)
+        else:
+            print(job.name, *save(result, arguments.out), flush=True)
+    print(f"{len(jobs) - failed} of {len(jobs)} jobs done, in {arguments.out}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Quantised projections: which a file has, in which format, and what ComfyUI's mixed precision operations are given.
+
+To those operations a quantised layer is its stored `weight`, scales beside it and `comfy_quant`, the bytes of a JSON
+object that names the format. A file says so in one of these ways:
+
+- `comfy_quant` beside each weight, or one list of layers in the metadata (`_quantization_metadata`): ComfyUI's own
+- a tensor `scaled_fp8` and a `scale_weight` beside each fp8 weight: ComfyUI's older one
+- `qweight`, `scales_bf16` [out, in / 16]: FP4 (E2M1) codes with a bf16 scale a block. Becomes ComfyUI's nvfp4, whose
+  scales are fp8 numbers below one float32 scale a tensor, so they are rounded once more
+- `qweight`, `scales`, `zeros` [out, in / group]: integers from 0 to 15 of which the group's zero is subtracted before
+  they are scaled. ComfyUI has no such format, so these become plain weights while they are loaded
+
+Both kinds of `qweight` are [out, in / 2] bytes, the even column in the low four bits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import torch
+from comfy.quant_ops import QUANT_ALGOS, ck
+from safetensors import safe_open
+
+from .checkpoint import CheckpointError, Part
+from .config import Shape
+
+FP8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+FP4, INT4 = "blocks of FP4", "groups of INT4"  # not ComfyUI's formats
+FORMATS = {"float8_e4m3fn", "float8_e5m2", "mxfp8", "nvfp4"} & QUANT_ALGOS.keys()
+OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
+BYTES = ("U8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # an fp8 tensor may be stored as plain bytes
+FLOATS = ("F32", "BF16", "F16")
+STORED_DTYPES = (*FLOATS, "F8_E4M3", "F8_E5M2")  # of plain weights, as safetensors spells them
+FP8_MAX = 448.0
+
+Settings = dict[str, dict]  # a layer's name → what its `comfy_quant` says
+Expected = dict[str, tuple[Shape, tuple[str, ...]]]  # a tensor's name → its shape and the dtypes that it may have
+
+
+def layers(part: Part) -> tuple[Part, Settings]:
+    """The part, with the tensors of the older ways under their present names, and its quantised layers: none if plain.
+
+    Raises CheckpointError for a format that cannot be loaded.
+    """
+    found = _in_metadata(part) | _in_tensors(part)
+    if "scaled_fp8" in part.keys:
+        part, scaled = _scaled_fp8(part)
+        found |= scaled
+    for layer, settings in found.items():
+        if str(settings.get("format")) not in FORMATS:
+            raise CheckpointError(
+                f"{part.path.name} stores {layer} in a format that Lance cannot be loaded from "
+                f"({settings.get('format')}). Take a bf16, fp8 or NVFP4 file."
+            )
+    for name in part.keys:
+        layer, _, kind = name.rpartition(".")
+        if kind == "qweight":
+            found[layer] = {"format": FP4 if layer + ".scales_bf16" in part.keys else INT4}
+    return part, found
+
+
+def _in_metadata(part: Part) -> Settings:
+    listed = _json(part, part.header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+    names = {key.removesuffix(".weight"): name.removesuffix(".weight") for name, key in part.keys.items()}
+    found = {}
+    for layer, settings in listed.items() if isinstance(listed, dict) else ():
+        # With the file's prefix or without.
+        name = next((name for key, name in names.items() if key == layer or key.endswith("." + layer)), None)
+        if name is not None and isinstance(settings, dict):
+            found[name] = settings
+    return found
+
+
+def _in_tensors(part: Part) -> Settings:
+    dtypes = part.header.dtypes
+    marks = {name: key for name, key in part.keys.items() if name.endswith(".comfy_quant") and dtypes[key] == "U8"}
+    if not marks:
+        return {}
+    with safe_open(part.path, "np") as file:
+        return {
+            name.removesuffix(".comfy_quant"): _json(part, file.get_tensor(key).tobytes())
+            for name, key in marks.items()
+        }
+
+
+def _json(part: Part, text: str | bytes) -> dict:
+    try:
+        settings = json.loads(text)
+        settings.keys()
+    except (ValueError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"The quantisation of {part.path.name} is described by invalid JSON. Download it again."
+        ) from None
+    return settings
+
+
+def _scaled_fp8(part: Part) -> tuple[Part, Settings]:
+    full = {"full_precision_matrix_mult": True} if part.shapes["scaled_fp8"] == (2,) else {}
+    dtypes, keys, found = part.dtypes, {}, {}
+    for name, key in part.keys.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "scale_weight":
+            found[layer] = {"format": FP8.get(dtypes.get(layer + ".weight"))} | full
+        keys[f"{layer}.{OLD_NAMES[kind]}" if kind in OLD_NAMES else name] = key
+    del keys["scaled_fp8"]
+    return Part(part.header, keys), found
+
+
+def plain_shapes(part: Part) -> dict[str, Shape]:
+    """The part's shapes, with packed weights under their plain names. Their first dimensions are true."""
+    return {re.sub(r"\.qweight$", ".weight", name): shape for name, shape in part.shapes.items()}
+
+
+def stored(part: Part, settings: Settings, plain: dict[str, Shape]) -> Expected:
+    """What a file with these quantised layers must hold, if a plain one holds `plain`."""
+    shapes = part.shapes
+    expected = {name: (shape, STORED_DTYPES) for name, shape in plain.items()}
+    for layer, described in settings.items():
+        if len(plain.get(layer + ".weight", ())) != 2:
+            continue  # no linear layer of Lance: its scales then are tensors that Lance has not
+        rows, columns = expected.pop(layer + ".weight")[0]
+        beside = {name.removeprefix(layer + "."): shapes[name] for name in shapes if name.startswith(layer + ".")}
+        for name, (shape, dtypes) in _tensors(described["format"], rows, columns, beside).items():
+            expected[f"{layer}.{name}"] = (1,) if shape == () and beside.get(name) == (1,) else shape, dtypes
+    return expected
+
+
+def _tensors(format: str, rows: int, columns: int, beside: dict[str, Shape]) -> Expected:
+    """The tensors of one layer [rows, columns], by their names in it; `beside` are those that the file has."""
+    if format == INT4:
+        groups = (0, *beside.get("scales", ()))[-1]
+        table = (rows, groups if groups and columns % groups == 0 else columns // 128)
+        return {"qweight": ((rows, columns // 2), ("U8",)), "scales": (table, FLOATS), "zeros": (table, ("U8",))}
+    if format == FP4:
+        table = (rows, columns // 16)
+        tensors = {"qweight": ((rows, columns // 2), ("U8",)), "scales_bf16": (table, FLOATS)}
+        optional = {"scales_fp8": (table, BYTES)}  # the same scales, less precise
+    else:
+        block = QUANT_ALGOS[format].get("group_size")
+        # Scales of blocks are stored in tiles of 128 × 4.
+        scales = (-(-rows // 128) * 128, -(-columns // (4 * block)) * 4) if block else ()
+        tensors = {
+            "weight": ((rows, columns // 2) if format == "nvfp4" else (rows, columns), BYTES),
+            "weight_scale": (scales, BYTES if block else FLOATS),
+        }
+        if format == "nvfp4":
+            tensors["weight_scale_2"] = ((), FLOATS)
+        optional = {
+            "input_scale": ((), FLOATS),
+            "pre_quant_scale": ((columns,), FLOATS),
+            "comfy_quant": (beside.get("comfy_quant"), ("U8",)),
+        }
+    return tensors | {name: what for name, what in optional.items() if name in beside}
+
+
+def unpack(weights: dict[str, torch.Tensor], settings: Settings, dtype: torch.dtype) -> Settings:
+    """Makes the weights such as ComfyUI's operations take, in place; `dtype` is that of plain weights.
+
+    Returns the settings of those layers that stay quantised.
+    """
+    kept = {}
+    for layer, described in settings.items():
+        if described["format"] == INT4:
+            packed, scales, zeros = (weights.pop(f"{layer}.{name}") for name in ("qweight", "scales", "zeros"))
+            codes = ck.float_utils.unpack_uint4(packed, hi_first=False)
+            centred = codes.unflatten(1, (scales.shape[1], -1)).float() - zeros[..., None].float()
+            weights[layer + ".weight"] = (centred * scales[..., None].float()).flatten(1).to(dtype)
+            continue
+        if described["format"] == FP4:
+            weights.pop(layer + ".scales_fp8", None)
+            scales = weights.pop(layer + ".scales_bf16").float()
+            largest = (scales.amax() / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+            blocks = (scales / largest).to(torch.float8_e4m3fn)
+            weights[layer + ".weight"] = ck.float_utils.swap_nibbles(weights.pop(layer + ".qweight"))
+            weights[layer + ".weight_scale"] = ck.float_utils.to_blocked(blocks, flatten=False)
+            weights[layer + ".weight_scale_2"] = largest
+            # Activations that nobody calibrated keep their precision.
+            described = {"format": "nvfp4", "full_precision_matrix_mult": True}
+        kept[layer] = described
+        weights[layer + ".comfy_quant"] = torch.tensor(list(json.dumps(described).encode()), dtype=torch.uint8)
+    return kept

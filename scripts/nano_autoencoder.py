@@ -1,0 +1,146 @@
+"""The demonstration model's autoencoder: ComfyUI's TAEHV in Wan 2.2's layout, trained narrow and widened with zeros.
+
+Channels that are zero stay zero through ReLU, so the widened network computes what the narrow one does.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import world
+from comfy.taesd.taehv import TAEHV, Clamp, MemBlock, TGrow, TPool, conv
+
+CHANNELS = 48
+ENCODER, DECODER = (24, 40, 64), (96, 64, 32, 32)
+RATE = 4e-3
+WHOLE = 0.7  # from here on, on whole pictures, and with the statistics as they are
+NOISE = 0.1  # on the latents in training, which makes the decoder forgiving
+
+
+class NarrowTAEHV(TAEHV):
+    """Same modules, same names, fewer channels. Latents are whitened by running statistics, which `fold` moves into
+    the encoder's last layer."""
+
+    def __init__(self):
+        super().__init__(CHANNELS, parallel=True)
+        act, pixels = nn.ReLU(inplace=True), 3 * self.patch_size**2
+
+        def memory(n: int) -> list[nn.Module]:
+            return [MemBlock(n, n, act) for _ in range(3)]
+
+        down = []
+        for before, n, stride in zip((ENCODER[0], *ENCODER), ENCODER, (2, 2, 1)):
+            down += [TPool(before, stride), conv(before, n, stride=2, bias=False), *memory(n)]
+        self.encoder = nn.Sequential(conv(pixels, ENCODER[0]), act, *down, conv(ENCODER[-1], CHANNELS))
+        up = []
+        for wide, narrow, stride in zip(DECODER, (*DECODER[1:],), (1, 2, 2)):
+            up += [*memory(wide), nn.Upsample(scale_factor=2), TGrow(wide, stride), conv(wide, narrow, bias=False)]
+        self.decoder = nn.Sequential(Clamp(), conv(CHANNELS, DECODER[0]), act, *up, act, conv(DECODER[-1], pixels))
+        self.whiten = nn.BatchNorm3d(CHANNELS, affine=False, momentum=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.decoder[-1].weight)
+        nn.init.constant_(self.decoder[-1].bias, 0.5)
+        for block in self.modules():  # a memory block begins as the identity
+            if isinstance(block, MemBlock):
+                nn.init.zeros_(block.conv[4].weight)
+
+    def latents(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips [B, 3, 1 + 4k, h, w] in 0..1 → white latents [B, 48, 1 + k, h / 16, w / 16]."""
+        return self.whiten(self.encode(clips))
+
+    def fold(self) -> dict[str, torch.Tensor]:
+        """Weights in which the whitening is part of the encoder."""
+        weights = {name: w.clone() for name, w in self.state_dict().items() if not name.startswith("whiten.")}
+        last = f"encoder.{len(self.encoder) - 1}"
+        scale = (self.whiten.running_var + self.whiten.eps).rsqrt()
+        weights[f"{last}.weight"] *= scale[:, None, None, None]
+        weights[f"{last}.bias"] = (weights[f"{last}.bias"] - self.whiten.running_mean) * scale
+        return weights
+
+
+def pixels(pictures) -> torch.Tensor:
+    """Pictures → [n, 3, h, w] in 0..1."""
+    return torch.from_numpy(numpy.stack([numpy.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
+
+
+def clip_pixels(clip: world.Clip) -> torch.Tensor:
+    return pixels([world.render(frame) for frame in clip.frames]).movedim(0, 1)
+
+
+def importance(clips: torch.Tensor) -> torch.Tensor:
+    """Weights [B, 1, t, h, w] of the pixels: objects and what surrounds them count more than plain background.
+
+    The first column is always background.
+    """
+    objects = (clips - clips[..., :1]).abs().amax(dim=1, keepdim=True) > 0.1
+    return 1 + 4 * F.max_pool3d(objects.float(), (1, 7, 7), stride=1, padding=(0, 3, 3))
+
+
+def crop(rng, clips: torch.Tensor, scenes: list[world.Scene], side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A square around an object of each clip, and the importance of its pixels."""
+    weights, pieces = importance(clips), []
+    for clip, weight, scene in zip(clips, weights, scenes):
+        thing = rng.choice(scene.things)
+        left, top = (
+            int(min(max(center + rng.uniform(-12, 12) - side / 2, 0), world.SIDE - side))
+            for center in (thing.x, thing.y)
+        )
+        pieces.append([x[..., top : top + side, left : left + side] for x in (clip, weight)])
+    return tuple(torch.stack(piece) for piece in zip(*pieces))
+
+
+def step_loss(model: NarrowTAEHV, clips: torch.Tensor, weights: torch.Tensor, from_still: bool) -> torch.Tensor:
+    """Weighted error of pixels and of their differences to their neighbours, which are the edges."""
+    z = model.latents(clips)
+    if from_still:  # image to video begins with the latent of a still
+        z = torch.cat([model.latents(clips[:, :, :1]), z[:, :, 1:]], dim=2)
+    error = model.decode(z + NOISE * torch.randn_like(z)) - clips
+    loss = (weights * (error.abs() + 2 * error**2)).mean()
+    for dim in (-1, -2):
+        n = error.shape[dim] - 1
+        loss = loss + (weights.narrow(dim, 1, n) * error.diff(dim=dim).abs()).mean()
+    return loss
+
+
+def train(rng, steps: int, report, model: NarrowTAEHV | None = None) -> NarrowTAEHV:
+    """Trains on fresh pictures and clips, cut to what surrounds an object but in the last steps. Muon takes the kernels
+    as matrices."""
+    model = (model or NarrowTAEHV()).train()
+    kernels = [p for p in model.parameters() if p.ndim == 4]
+    matrices = [nn.Parameter(p.detach().flatten(1)) for p in kernels]  # the same storage
+    optimizers = [
+        torch.optim.Muon(matrices, lr=RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([p for p in model.parameters() if p.ndim == 1], lr=RATE, weight_decay=0.0),
+    ]
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, RATE, total_steps=steps, pct_start=0.1) for o in optimizers]
+    started, recent = time.monotonic(), 0.0
+    for step in range(steps):
+        whole = step > WHOLE * steps
+        model.whiten.train(not whole)
+        side, count = (world.SIDE, 16) if whole else (world.SIDE // 2, 48)
+        scenes = [world.a_scene(rng) for _ in range(count)]
+        moving = [world.a_clip(rng) for _ in range(count // 8)]
+        stills = pixels([world.render(scene) for scene in scenes])[:, :, None]
+        clips = torch.stack([clip_pixels(clip) for clip in moving])
+        model.zero_grad(set_to_none=True)
+        for batch, shown in ((stills, scenes), (clips, [clip.frames[world.FRAMES // 2] for clip in moving])):
+            batch, weights = crop(rng, batch, shown, side)
+            loss = step_loss(model, batch, weights, batch.shape[2] > 1 and step % 2 == 1)
+            loss.backward()
+            recent += 0.02 * (loss.item() - recent)
+        for matrix, kernel in zip(matrices, kernels):
+            matrix.grad = kernel.grad.flatten(1)
+        for optimizer, schedule in zip(optimizers, schedules):
+            optimizer.step()
+            schedule.step()
+        if step % 50 == 49:
+            report(f"autoencoder {step + 1}/{steps}: loss {recent:.4f}, {time.monotonic() - started:.0f} s")
+    return model.eval()

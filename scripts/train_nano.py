@@ -1,0 +1,555 @@
+"""Trains the demonstration model from nothing: `bash scripts/train_nano.sh`.
+
+An autoencoder first, then the transformer and its vision encoder in the stages of the paper, over the sequences,
+positions and modules that the plugin itself uses. It can be stopped and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import random
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def import_plugin() -> None:
+    """ComfyUI's settings, then the plugin as a package of its own name."""
+    import torch
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = True
+    spec = importlib.util.spec_from_file_location(
+        "comfyui_lance", REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
+    )
+    module = sys.modules["comfyui_lance"] = importlib.util.module_from_spec(spec)
+    module.__path__ = [str(REPOSITORY)]  # lance_model needs no node
+
+
+import_plugin()
+
+import comfy.model_management  # noqa: E402
+import comfy.ops  # noqa: E402
+import nano_autoencoder  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import world  # noqa: E402
+from comfyui_lance.lance_model import media, nano, tasks  # noqa: E402
+from comfyui_lance.lance_model.config import TransformerConfig, VisionConfig  # noqa: E402
+from comfyui_lance.lance_model.context import runs  # noqa: E402
+from comfyui_lance.lance_model.language import LanceLanguage, LanceTokenizer, Request  # noqa: E402
+from comfyui_lance.lance_model.positions import (  # noqa: E402
+    latent_position_tables,
+    position_ids,
+    stream_frequencies,
+)
+from comfyui_lance.lance_model.sequence import IM_END, Label, Segment, Sequence  # noqa: E402
+from comfyui_lance.lance_model.transformer import LanceTransformer  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+TRANSFORMER = TransformerConfig(hidden=160, layers=6, inner=320, heads=5, kv_heads=1, head_dim=32)
+VISION = VisionConfig(hidden=96, layers=3, inner=192, out_hidden=160, heads=3, full_attention=(2,))
+SHIFT = 2.0  # of the training timesteps
+PROMPT_DROPPED = 0.1
+NOISES = 2  # noisy targets for each context, which is computed once
+UNUSED_ROWS = math.log(150_000)  # rows of the vocabulary that are left zero compete with logit 0 each
+MICROBATCHES = 2
+
+
+@dataclass
+class Sample:
+    """One training example. Pictures are indices into the pools; a clip's are marked by `clip`."""
+
+    task: str
+    prompt: str
+    system: str
+    sources: tuple[int, ...] = ()  # media before the prompt
+    clip_source: bool = False
+    label: Label | None = None  # of the sources' latents; None: they are only looked at
+    target: int | None = None
+    clip_target: bool = False
+    answer: str | None = None
+    given: bool = False  # the first latent frame is given
+    prompt_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class Pools:
+    """Latents and what the vision encoder sees, for pictures and clips."""
+
+    latents: torch.Tensor = None  # [n, 48, 1, 4, 4]
+    seen: torch.Tensor = None  # [n, 56, 56, 3] uint8
+    clip_latents: torch.Tensor = None  # [n, 48, 3, 4, 4]
+    first_latents: torch.Tensor = None  # [n, 48, 1, 4, 4], of the first frame as a still
+    clip_seen: torch.Tensor = None  # [n, 10, 56, 56, 3] uint8
+    buckets: dict = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+
+
+FIT = media.Fit.of(world.SIDE, world.SIDE, media.KEEP)
+
+
+def for_vision(pictures) -> torch.Tensor:
+    return (FIT.for_vision(pictures) * 255).round().to(torch.uint8)
+
+
+def make_samples(rng: random.Random, count: int) -> tuple[list[world.Scene], list[world.Clip], list[Sample]]:
+    """Scenes, clips and the samples over them; `count` sets the number of edits, the rest follows."""
+    scenes: list[world.Scene] = []
+    clips: list[world.Clip] = []
+    samples: list[Sample] = []
+
+    def picture(scene: world.Scene) -> int:
+        scenes.append(scene)
+        return len(scenes) - 1
+
+    def add_clip(clip: world.Clip) -> int:
+        clips.append(clip)
+        return len(clips) - 1
+
+    def worded(text: str) -> str:
+        return world.sentence(text) if rng.random() < 0.5 else text
+
+    def from_text(i: int, scene: world.Scene) -> None:
+        samples.append(Sample("t2i", worded(world.describe(scene)), tasks.TEXT_TO["image"], target=i))
+        if rng.random() < 0.5:
+            style = rng.choice(list(tasks.CAPTION.values())).format(m="image")
+            caption = world.sentence(world.describe(scene))
+            samples.append(Sample("caption", "", style, (i,), answer=caption))
+        else:
+            q, a = world.question(rng, scene)
+            samples.append(Sample("question", q, tasks.QUESTION["image"], (i,), answer=a))
+
+    for _ in range(count):
+        edit = world.an_edit(rng)
+        source, target = picture(edit.source), picture(edit.target)
+        samples.append(
+            Sample("edit", worded(edit.instruction), tasks.EDIT["image"], (source,), label=Label.SOURCE, target=target)
+        )
+        from_text(source, edit.source)
+        from_text(target, edit.target)
+    for _ in range(count // 2):
+        references, prompt, scene = world.a_subject(rng)
+        i = picture(scene)
+        sources = tuple(map(picture, references))
+        samples.append(
+            Sample("subject", worded(prompt), tasks.SUBJECT["image"], sources, label=Label.REFERENCE, target=i)
+        )
+        from_text(i, scene)
+
+    def from_clip(i: int, clip: world.Clip) -> None:
+        prompt = worded(clip.describe())
+        samples.append(Sample("t2v", prompt, tasks.TEXT_TO["video"], target=i, clip_target=True))
+        samples.append(Sample("i2v", prompt, tasks.TEXT_TO["video"], target=i, clip_target=True, given=True))
+        if rng.random() < 0.5:
+            style = rng.choice(list(tasks.CAPTION.values())).format(m="video")
+            answer = world.sentence(clip.describe())
+            samples.append(Sample("clip text", "", style, (i,), clip_source=True, answer=answer))
+        else:
+            q, a = world.clip_question(rng, clip)
+            system = tasks.QUESTION["video"]
+            samples.append(Sample("clip text", q, system, (i,), clip_source=True, answer=a))
+        idea, shown = world.article(clip.first.things[0].name), ()
+        if rng.random() < 0.5:
+            idea, shown = world.sentence(world.describe(clip.first)), (picture(clip.first),)
+        samples.append(Sample("rewrite", idea, tasks.REWRITE, shown, answer=world.sentence(clip.describe())))
+
+    for _ in range(count // 4):
+        clip = world.a_clip(rng)
+        from_clip(add_clip(clip), clip)
+        if rng.random() < 0.5:
+            thing = clip.first.things[0]
+            x, y = world.PLACES[rng.choice(list(world.PLACES))]
+            reference = world.Scene(
+                (world.replace(thing, x=x, y=y, angle=0.0, radius=min(thing.radius, 14)),), **world.a_background(rng)
+            )
+            prompt = f"the object from the picture {clip.action} on {clip.first.setting}"
+            samples.append(
+                Sample(
+                    "subject clip",
+                    worded(prompt),
+                    tasks.SUBJECT["video"],
+                    (picture(reference),),
+                    label=Label.REFERENCE,
+                    target=len(clips) - 1,
+                    clip_target=True,
+                )
+            )
+    for _ in range(count // 8):
+        source, instruction, target = world.clip_edit(rng)
+        i, j = add_clip(source), add_clip(target)
+        from_clip(j, target)
+        system = tasks.EDIT["video"]
+        samples.append(
+            Sample(
+                "clip edit",
+                worded(instruction),
+                system,
+                (i,),
+                clip_source=True,
+                label=Label.SOURCE,
+                target=j,
+                clip_target=True,
+            )
+        )
+    return scenes, clips, samples
+
+
+@torch.no_grad()
+def fill_pools(scenes, clips, samples, autoencoder, tokenizer: LanceTokenizer, device, report) -> Pools:
+    pools = Pools()
+    latents, seen = [], []
+    for i in range(0, len(scenes), 128):
+        pictures = [world.render(scene) for scene in scenes[i : i + 128]]
+        latents.append(autoencoder.latents(nano_autoencoder.pixels(pictures)[:, :, None].to(device)).half())
+        seen.append(for_vision(pictures))
+        if i % (128 * 64) == 0:
+            report(f"pictures {i}/{len(scenes)}")
+    pools.latents, pools.seen = torch.cat(latents), torch.cat(seen).to(device)
+    latents, first, seen = [], [], []
+    for i in range(0, len(clips), 32):
+        pictures = [[world.render(frame) for frame in clip.frames] for clip in clips[i : i + 32]]
+        batch = torch.stack([nano_autoencoder.pixels(p).movedim(0, 1) for p in pictures]).to(device)
+        latents.append(autoencoder.latents(batch).half())
+        first.append(autoencoder.latents(batch[:, :, :1]).half())
+        seen += [for_vision([*p, p[-1]]) for p in pictures]
+        if i % (32 * 64) == 0:
+            report(f"clips {i}/{len(clips)}")
+    pools.clip_latents, pools.first_latents = torch.cat(latents), torch.cat(first)
+    pools.clip_seen = torch.stack(seen).to(device)
+    known: dict[str, tuple[int, ...]] = {}
+    for sample in samples:
+        for text in (sample.prompt, sample.answer or ""):
+            if text not in known:
+                known[text] = tokenizer.ids(text)
+        sample.prompt_ids = known[sample.prompt]
+        sample.answer_ids = (*known[sample.answer], IM_END) if sample.answer is not None else ()
+        key = (sample.system, len(sample.prompt_ids), len(sample.answer_ids), len(sample.sources))
+        pools.buckets[sample.task][key].append(sample)
+    return pools
+
+
+def used_ids(tokenizer: LanceTokenizer, samples: list[Sample]) -> list[int]:
+    """Rows of the vocabulary that the world uses."""
+    ids = {i for sample in samples for i in (*sample.prompt_ids, *sample.answer_ids)}
+    medium = media.Medium(None, (1, 4, 4), torch.zeros(1, 48, 1, 4, 4), Label.SOURCE)
+    for system in {sample.system for sample in samples} | {tasks.ASSISTANT}:
+        segments, _ = tokenizer.segments(Request("x", system, media=(medium,)), system)
+        ids |= {i for segment in segments for i in segment.token_ids()}
+    return sorted(ids)
+
+
+def pack(path: Path, weights: dict[str, torch.Tensor], vae: dict[str, torch.Tensor], rows: list[int]) -> None:
+    """Writes what `nano.unpack` reads, in 16 bits."""
+    embedding, head = nano.VOCABULARY_KEYS
+    places = {"language.embed_tokens.weight": embedding, "language.lm_head.weight": head}
+    tensors = {nano.ROWS: torch.tensor(rows, dtype=torch.int32)}
+    for name, weight in weights.items():
+        name = places.get(name) or name.removeprefix("transformer.").removeprefix("language.")
+        tensors[name] = weight.to(torch.bfloat16).cpu()
+    tensors |= {nano.VAE + name: weight.half().cpu() for name, weight in vae.items()}
+    settings = {
+        "depth": VISION.layers,
+        "num_heads": VISION.heads,
+        "fullatt_block_indexes": list(VISION.full_attention),
+    }
+    save_file(tensors, path.with_suffix(".partial"), {"vision_config": json.dumps(settings)})
+    path.with_suffix(".partial").replace(path)
+
+
+class Trainee(torch.nn.Module):
+    """The plugin's transformer and language modules, over the used rows of the vocabulary alone."""
+
+    def __init__(self, rows: list[int], tokenizer: LanceTokenizer):
+        super().__init__()
+        operations = comfy.ops.disable_weight_init
+        self.transformer = LanceTransformer(**vars(TRANSFORMER), dtype=torch.float32, operations=operations)
+        self.language = LanceLanguage(
+            TRANSFORMER.hidden, len(rows), VISION, tokenizer, dtype=torch.float32, operations=operations
+        )
+        self.register_buffer("rows", torch.full((151936,), -1), persistent=False)
+        self.rows[rows] = torch.arange(len(rows))
+        for name, weight in self.named_parameters():
+            if weight.ndim == 1:
+                torch.nn.init.constant_(weight, 1.0 if "norm" in name or "ln_q" in name else 0.0)
+            elif "embed_tokens" in name:
+                torch.nn.init.normal_(weight, std=0.5)
+            elif "llm2vae" in name or "lm_head" in name:
+                torch.nn.init.zeros_(weight)
+            else:
+                fan_in = math.prod(weight.shape[1:])
+                deep = any(part in name for part in ("o_proj", "down_proj", "attn.proj"))
+                torch.nn.init.normal_(weight, std=(0.3 if deep else 1.0) / math.sqrt(fan_in))
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.language.embed_tokens(self.rows[ids])
+
+
+def see(trainee: Trainee, pools: Pools, indices: list[int], clip: bool) -> torch.Tensor:
+    """Vision embeddings [n, K, hidden] of pictures or clips."""
+    pixels = (pools.clip_seen if clip else pools.seen)[torch.tensor(indices)]
+    # A picture counts as two equal frames; pictures side by side in time are seen one by one.
+    pixels = pixels.flatten(0, 1) if clip else pixels.repeat_interleave(2, dim=0)
+    patches, grid = media.patches(pixels.float() / 255)
+    return trainee.language.visual(patches, torch.tensor([grid], device=patches.device)).unflatten(
+        0, (len(indices), -1)
+    )
+
+
+def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bool) -> torch.Tensor:
+    """Flow matching on the target's latents, or next-token cross-entropy on the answer, of samples alike in shape."""
+    transformer, first, count = trainee.transformer, batch[0], len(batch)
+    device = pools.latents.device
+    latent_pool = pools.clip_latents if first.clip_source else pools.latents
+    sources = [latent_pool[torch.tensor([s.sources[i] for s in batch])].float() for i in range(len(first.sources))]
+    grid = (5, 4, 4) if first.clip_source else (1, 4, 4)
+    seen = tuple(media.Medium(None, grid, x[:1] if first.label else None, first.label) for x in sources)
+    request = Request("" if drop_prompt else first.prompt, first.system, media=seen)
+    segments, head = trainee.language.tokenizer.segments(request, first.system)
+    target = first.target is not None
+    if target:
+        clean = (pools.clip_latents if first.clip_target else pools.latents)[torch.tensor([s.target for s in batch])]
+        clean = clean.float()
+        segments.append(Segment(Label.TARGET, grid=tuple(clean.shape[2:])))
+    else:
+        segments.append(Segment(Label.TEMPLATE, first.answer_ids))
+    sequence = Sequence(tuple(segments), None, head, mape=target)
+
+    # Understanding tokens: ids first, then what the vision encoder sees.
+    columns, visions, start = [], [], 0
+    for segment in segments:
+        ids = segment.token_ids()
+        ids = ids[:: len(ids) - 1] if segment.latents else ids
+        if segment.label == Label.PROMPT:
+            rows = [s.prompt_ids for s in batch]
+        elif segment.ids and segment.ids == first.answer_ids:
+            rows = [s.answer_ids for s in batch]
+        else:
+            rows = [ids] * count
+        if segment.label == Label.VISION:
+            visions.append(slice(start + 1, start + 1 + segment.inner))
+        columns.append(torch.tensor(rows))
+        start += segment.embedded
+    ids = torch.cat(columns, dim=1).to(device)
+    und = trainee.embed(ids)
+    for i, place in enumerate(visions):
+        embeddings = see(trainee, pools, [s.sources[i] for s in batch], first.clip_source)
+        und = torch.cat([und[:, : place.start], embeddings, und[:, place.stop :]], dim=1)
+
+    positions = position_ids(sequence)
+    known_segments = segments[:-1] if target else segments
+    length = len(segments[0])  # the system prompt, the same for all
+
+    def frequencies(a: int, b: int):
+        return stream_frequencies(tuple(segments[a:b]), positions[a:b], transformer.head_dim, device)
+
+    def clean_tokens(latents: torch.Tensor) -> torch.Tensor:
+        tables = latent_position_tables(tuple(latents.shape[2:]), transformer.hidden, device, torch.float32)
+        return transformer.embed_latents(latents, torch.zeros(count, device=device), tables)
+
+    gen = torch.cat([clean_tokens(x) for x in sources], dim=1) if first.label and sources else None
+    system, _ = transformer.context(und[:1, :length], None, frequencies(0, 1), runs(tuple(segments[:1])))
+    system = [tuple(x.expand(count, -1, -1, -1) for x in kv) for kv in system]
+    end = und.shape[1] - (2 if target else 0)
+    known, states = transformer.context(
+        und[:, length:end],
+        gen,
+        frequencies(1, len(known_segments)),
+        runs(tuple(known_segments[1:])),
+        [system],
+    )
+    if not target:
+        answers = ids[:, -len(first.answer_ids) :]
+        states = states[:, -len(first.answer_ids) - 1 : -1]
+        logits = trainee.language.lm_head(transformer.language_model.model.norm(states))
+        unused = torch.full_like(logits[..., :1], UNUSED_ROWS)
+        logits = torch.cat([logits, unused], dim=-1)
+        losses = F.cross_entropy(logits.flatten(0, 1), trainee.rows[answers].flatten(), reduction="none")
+        return losses.sum() / (count * math.sqrt(len(first.answer_ids))) / 3
+
+    def several(x: torch.Tensor) -> torch.Tensor:
+        return x.repeat_interleave(NOISES, dim=0)
+
+    clean = several(clean)
+    t = torch.randn(len(clean), device=device).sigmoid()
+    t = SHIFT * t / (1 + (SHIFT - 1) * t)
+    noise = torch.randn_like(clean)
+    kept = torch.ones_like(clean[:1, :1])
+    if first.given:
+        kept[:, :, 0] = 0
+        start = several(pools.first_latents[torch.tensor([s.target for s in batch])].float())
+        clean = torch.cat([start, clean[:, :, 1:]], dim=2)
+    x = clean + kept * t[:, None, None, None, None] * (noise - clean)
+    tau = t[:, None] * kept.flatten(1)
+    tables = latent_position_tables(tuple(clean.shape[2:]), transformer.hidden, device, torch.float32)
+    past = [[tuple(several(x) for x in kv) for kv in piece] for piece in (system, known)]
+    velocity = transformer._forward(
+        x, tau, {}, several(und[:, -2:]), frequencies(len(segments) - 1, len(segments)), tables, past
+    )
+    error = (velocity - (noise - clean)) ** 2 * kept
+    return error.sum() / kept.expand_as(clean).sum()
+
+
+# Shares of the tasks: at the beginning and at the end of each stage.
+STAGES = (
+    # (share of the steps, tasks at its beginning, tasks at its end)
+    (0.06, {"caption": 5, "question": 2, "t2i": 4}, {"caption": 5, "question": 2, "t2i": 4}),
+    (
+        0.30,
+        {"t2i": 5, "caption": 2, "question": 2, "t2v": 2, "i2v": 1, "clip text": 1},
+        {"t2i": 4, "caption": 1.5, "question": 1.5, "t2v": 2.5, "i2v": 1, "clip text": 1},
+    ),
+    (
+        0.64,
+        {"t2i": 4, "caption": 1, "question": 1, "t2v": 2, "i2v": 1, "clip text": 0.7, "rewrite": 0.2}
+        | {"edit": 2, "subject": 1, "clip edit": 0.5, "subject clip": 0.5},
+        {"t2i": 2.5, "caption": 0.6, "question": 0.6, "t2v": 1.8, "i2v": 0.8, "clip text": 0.6, "rewrite": 0.2}
+        | {"edit": 4, "subject": 1.8, "clip edit": 0.8, "subject clip": 0.6},
+    ),
+)
+BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32}
+
+
+def shares(progress: float) -> dict[str, float]:
+    for share, start, end in STAGES:
+        if progress <= share or (share, start, end) == STAGES[-1]:
+            t = min(progress / share, 1.0)
+            return {task: start[task] * (1 - t) + end[task] * t for task in start}
+        progress -= share
+    raise AssertionError
+
+
+def draw(rng: random.Random, pools: Pools, task: str) -> list[Sample]:
+    buckets = pools.buckets[task]
+    keys = list(buckets)
+    key = rng.choices(keys, [len(buckets[k]) for k in keys])[0]
+    return rng.choices(buckets[key], k=BATCH.get(task, 40))
+
+
+def rate(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / 150)
+    return warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+
+def train(arguments, autoencoder, report) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    comfy.model_management.in_training = True
+    rng = random.Random(arguments.seed)
+    torch.manual_seed(arguments.seed)
+    tokenizer = LanceTokenizer()
+    cached = arguments.out / "pools.pt"
+    scenes, clips, samples = make_samples(rng, arguments.edits)
+    if cached.exists():
+        pools = torch.load(cached, weights_only=False)
+    else:
+        pools = fill_pools(scenes, clips, samples, autoencoder.to(device), tokenizer, device, report)
+        pools.buckets = {task: dict(buckets) for task, buckets in pools.buckets.items()}
+        torch.save(pools, cached)
+    samples = [s for buckets in pools.buckets.values() for bucket in buckets.values() for s in bucket]
+    rows = used_ids(tokenizer, samples)
+    trainee = Trainee(rows, tokenizer).to(device)
+    report(
+        f"{len(samples)} samples, {len(rows)} rows, {sum(p.numel() for p in trainee.parameters()) / 1e6:.1f} M numbers"
+    )
+    matrices, others = [], []
+    for name, weight in trainee.named_parameters():
+        inside = ".layers." in name or "visual.blocks" in name or "merger" in name
+        (matrices if weight.ndim == 2 and inside else others).append(weight)
+    optimizers = [
+        torch.optim.Muon(matrices, lr=arguments.rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=arguments.rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    average = [p.detach().clone() for p in trainee.parameters()]
+    state = arguments.out / "state.pt"
+    step, losses = 0, defaultdict(lambda: [0.0, 0])
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        trainee.load_state_dict(saved["model"])
+        for optimizer, its in zip(optimizers, saved["optimizers"]):
+            optimizer.load_state_dict(its)
+        average, step = [a.to(device) for a in saved["average"]], saved["step"]
+        rng.seed(arguments.seed + step)
+
+    def save() -> None:
+        partial = state.with_suffix(".partial")
+        torch.save(
+            {
+                "model": trainee.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "average": average,
+                "step": step,
+            },
+            partial,
+        )
+        partial.replace(state)
+        weights = {name: a for (name, _), a in zip(trainee.named_parameters(), average)}
+        pack(arguments.out / "nano.safetensors", weights, autoencoder.fold(), rows)
+
+    started, begun = time.monotonic(), step
+    while step < arguments.steps:
+        mix = shares(step / arguments.steps)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = arguments.rate * rate(step, arguments.steps)
+        for _ in range(MICROBATCHES):
+            task = rng.choices(list(mix), list(mix.values()))[0]
+            batch = draw(rng, pools, task)
+            dropped = batch[0].target is not None and rng.random() < PROMPT_DROPPED
+            loss = loss_of(trainee, pools, batch, dropped)
+            (loss / MICROBATCHES).backward()
+            if not dropped:
+                losses[task][0] += loss.item()
+                losses[task][1] += 1
+        torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step += 1
+        torch._foreach_lerp_(average, [p.detach() for p in trainee.parameters()], 1 - min(0.999, step / (step + 20)))
+        if step % 100 == 0:
+            pace = (time.monotonic() - started) / (step - begun)
+            words = ", ".join(f"{task} {total / n:.3f}" for task, (total, n) in sorted(losses.items()))
+            left = pace * (arguments.steps - step) / 60
+            report(f"{step}/{arguments.steps} ({pace:.2f} s a step, {left:.0f} min left): {words}")
+            losses.clear()
+        if step % 500 == 0 or step == arguments.steps:
+            save()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the demonstration model.")
+    parser.add_argument("--out", type=Path, default=Path("nano_training"), help="folder for its state and the result")
+    parser.add_argument("--steps", type=int, default=5000, help="of the transformer")
+    parser.add_argument("--autoencoder-steps", type=int, default=1100)
+    parser.add_argument("--edits", type=int, default=10000, help="edit pairs in the pool; the other tasks follow")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    def report(text: str) -> None:
+        print(f"[{(time.monotonic() - started) / 60:5.1f} min] {text}", flush=True)
+
+    file = arguments.out / "autoencoder.pt"
+    if file.exists():
+        autoencoder = nano_autoencoder.NarrowTAEHV()
+        autoencoder.load_state_dict(torch.load(file, weights_only=True))
+        autoencoder.eval()
+    else:
+        torch.manual_seed(arguments.seed)
+        autoencoder = nano_autoencoder.train(random.Random(arguments.seed), arguments.autoencoder_steps, report)
+        torch.save(autoencoder.state_dict(), file)
+    train(arguments, autoencoder, report)
+
+
+if __name__ == "__main__":
+    main()

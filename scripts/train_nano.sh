@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Trains the demonstration model from nothing, about two hours on a CPU with two cores; stopped, it goes on where it was.
+#
+#   bash scripts/train_nano.sh [--out DIR] [--steps N]
+#
+# The result is DIR/nano.safetensors; as lance_model/nano.safetensors it is the plugin's demonstration model.
+set -euo pipefail
+source "$(dirname "$0")/host.sh"
+PYTHONPATH="$COMFYUI_PATH${PYTHONPATH:+:$PYTHONPATH}" exec "$LANCE_PYTHON" "$repository/scripts/train_nano.py" "$@"

@@ -1,0 +1,359 @@
+"""Quantised files load and sample through ComfyUI's own operations; `scripts/convert.py` makes single files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import comfy.sd
+import convert
+import pytest
+import tiny_checkpoint
+import torch
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor, get_layout_class
+from comfyui_lance.lance_model import language, loading
+from comfyui_lance.lance_model.checkpoint import CheckpointError
+from safetensors.torch import load_file, save_file
+from sampling import Probe, sample, schedule
+
+MODEL, VISION, VAE = "Lance_3B/model.safetensors", "Qwen2.5-VL-ViT/vit.safetensors", "Wan2.2_VAE.safetensors"
+QUERY = "language_model.model.layers.1.self_attn.q_proj_moe_gen"
+TENSORS = dict[str, torch.Tensor]
+
+
+def is_projection(name: str) -> bool:
+    return ".layers." in name and name.endswith(("_proj.weight", "_proj_moe_gen.weight"))
+
+
+@pytest.fixture(scope="module")
+def weights(tiny) -> TENSORS:
+    """The tiny transformer in bf16."""
+    return {key: value.to(torch.bfloat16) for key, value in load_file(tiny / MODEL).items()}
+
+
+def note(settings: dict) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+
+
+def native(format: str):
+    """ComfyUI's own format, with its `comfy_quant` beside each weight."""
+
+    def quantise(layer: str, weight: torch.Tensor) -> TENSORS:
+        layout = get_layout_class(QUANT_ALGOS[format]["comfy_tensor_layout"])
+        data, params = layout.quantize(weight, scale="recalculate")
+        tensors = layout.state_dict_tensors(data, params)
+        return {f"{layer}.weight{suffix}": tensor for suffix, tensor in tensors.items()} | {
+            f"{layer}.comfy_quant": note({"format": format})
+        }
+
+    return quantise
+
+
+def int4(layer: str, weight: torch.Tensor, group: int = 32) -> TENSORS:
+    groups = weight.float().unflatten(1, (-1, group))
+    low, high = groups.amin(-1), groups.amax(-1)
+    scales = (high - low).clamp(min=1e-8) / 15
+    zeros = (-low / scales).round().clamp(0, 15)
+    codes = (groups / scales[..., None] + zeros[..., None]).round().clamp(0, 15).to(torch.uint8).flatten(1)
+    packed = codes[:, 0::2] | codes[:, 1::2] << 4
+    return {
+        f"{layer}.qweight": packed,
+        f"{layer}.scales": scales.to(torch.bfloat16),
+        f"{layer}.zeros": zeros.to(torch.uint8),
+    }
+
+
+def fp4(layer: str, weight: torch.Tensor) -> TENSORS:
+    values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    blocks = weight.float().unflatten(1, (-1, 16))
+    scales = (blocks.abs().amax(-1).clamp(min=1e-8) / 6).to(torch.bfloat16)
+    scaled = blocks / scales.float()[..., None]
+    codes = (scaled.abs()[..., None] - values).abs().argmin(-1).to(torch.uint8)
+    codes = (codes | (scaled < 0).to(torch.uint8) << 3).flatten(1)
+    return {
+        f"{layer}.qweight": codes[:, 0::2] | codes[:, 1::2] << 4,
+        f"{layer}.scales_bf16": scales,
+        f"{layer}.scales_fp8": scales.to(torch.float8_e4m3fn).view(torch.uint8),
+    }
+
+
+def old_fp8(layer: str, weight: torch.Tensor) -> TENSORS:
+    scale = weight.float().abs().amax() / 448
+    return {f"{layer}.weight": (weight.float() / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
+
+
+def quantise(weights: TENSORS, how) -> TENSORS:
+    out: TENSORS = {}
+    for name, weight in weights.items():
+        out |= how(name.removesuffix(".weight"), weight) if is_projection(name) else {name: weight}
+    return out
+
+
+def beside(tiny: Path) -> dict:
+    return {"vision": tiny / VISION, "vae": tiny / VAE}
+
+
+def save(weights: TENSORS, path: Path, metadata: dict | None = None) -> Path:
+    save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata)
+    return path
+
+
+def in_metadata(weights: TENSORS, path: Path) -> Path:
+    """The format of each layer in the header instead of beside the weight, under a checkpoint's prefix."""
+    weights = {f"model.diffusion_model.{name}": value for name, value in quantise(weights, native("nvfp4")).items()}
+    notes = [name.removesuffix(".comfy_quant") for name in weights if name.endswith(".comfy_quant")]
+    listed = {"layers": {name: {"format": "nvfp4"} for name in notes}}
+    weights = {name: value for name, value in weights.items() if not name.endswith(".comfy_quant")}
+    return save(weights, path, {"_quantization_metadata": json.dumps(listed)})
+
+
+def velocity(loaded) -> torch.Tensor:
+    model, clip, _ = loaded
+    noise = torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+    probe = Probe()
+    pair = language.encode_pair(clip, "A red fox.")
+    out = sample(probe.attach(model), *pair, noise, schedule(2, 3.5))
+    assert torch.isfinite(out).all()
+    return probe.velocities[0]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def exact(tiny, weights, tmp_path_factory) -> torch.Tensor:
+    """The first velocity of the bf16 file."""
+    path = save(weights, tmp_path_factory.mktemp("bf16") / "model.safetensors")
+    return velocity(loading.load(path, **beside(tiny)))
+
+
+# What makes the file, the format in memory (None: plain), the least and the most distance of the velocity from bf16.
+FORMATS = {
+    "fp8 e4m3": (lambda w, path: save(quantise(w, native("float8_e4m3fn")), path), "float8_e4m3fn", 0.08),
+    "fp8 e5m2": (lambda w, path: save(quantise(w, native("float8_e5m2")), path), "float8_e5m2", 0.16),
+    "mxfp8": (lambda w, path: save(quantise(w, native("mxfp8")), path), "mxfp8", 0.08),
+    "nvfp4": (lambda w, path: save(quantise(w, native("nvfp4")), path), "nvfp4", 0.4),
+    "nvfp4 in the metadata": (in_metadata, "nvfp4", 0.4),
+    "older scaled fp8": (
+        lambda w, path: save(quantise(w, old_fp8) | {"scaled_fp8": torch.zeros(2)}, path),
+        "float8_e4m3fn",
+        0.08,
+    ),
+    "blocks of FP4": (lambda w, path: save(quantise(w, fp4), path), "nvfp4", 0.4),
+    "groups of INT4": (lambda w, path: save(quantise(w, int4), path), None, 0.4),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_quantised_file_samples_near_the_plain_one(format, tiny, weights, exact, tmp_path):
+    make, stored, most = FORMATS[format]
+    loaded = loading.load(make(weights, tmp_path / "model.safetensors"), **beside(tiny))
+    modules = dict(loaded[0].model.diffusion_model.named_modules())
+    quantised = {name: m for name, m in modules.items() if isinstance(getattr(m, "weight", None), QuantizedTensor)}
+    assert len(quantised) == (tiny_checkpoint.LAYERS * 2 * (4 + 3) if stored else 0)
+    assert {module.quant_format for module in quantised.values()} == ({stored} if stored else set())
+    assert 1e-3 < relative(velocity(loaded), exact) < most
+
+
+@pytest.mark.parametrize("how", [int4, fp4])
+def test_packed_weights_are_unpacked_as_they_were_packed(how, tiny, weights, tmp_path):
+    loaded = loading.load(save(quantise(weights, how), tmp_path / "model.safetensors"), **beside(tiny))
+    weight = loaded[0].model.diffusion_model.get_submodule(QUERY).weight
+    weight = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+    assert relative(weight.float(), weights[QUERY + ".weight"].float()) < 0.13
+
+
+def test_packed_weights_may_become_fp8_in_memory(tiny, weights, tmp_path):
+    path = save(quantise(weights, int4), tmp_path / "model.safetensors")
+    model = loading.load(path, **beside(tiny), weight_dtype="fp8_e4m3fn")[0]
+    assert model.model.diffusion_model.get_submodule(QUERY).weight.dtype == torch.float8_e4m3fn
+
+
+def test_a_lora_applies_to_quantised_weights_and_leaves_again(tiny, weights, tmp_path):
+    loaded = loading.load(
+        save(quantise(weights, native("float8_e4m3fn")), tmp_path / "model.safetensors"), **beside(tiny)
+    )
+    plain = velocity(loaded)
+    patched = loaded[0].clone()
+    patch = {f"diffusion_model.{QUERY}.weight": ("diff", (torch.ones(64, 64),))}
+    assert len(patched.add_patches(patch, 0.5)) == 1
+    assert relative(velocity((patched, *loaded[1:])), plain) > 0.01
+    assert torch.equal(velocity(loaded), plain)
+
+
+def test_a_quantised_model_is_built_again_for_another_device(tiny, weights, tmp_path):
+    path = save(quantise(weights, old_fp8) | {"scaled_fp8": torch.zeros(1)}, tmp_path / "model.safetensors")
+    model = loading.load(path, **beside(tiny))[0]
+    build, arguments = model.cached_patcher_init
+    again = build(*arguments, disable_dynamic=True)
+    assert isinstance(again.model.diffusion_model.get_submodule(QUERY).weight, QuantizedTensor)
+
+
+def test_a_quantised_model_saved_by_core_loads_again(tiny, weights, tmp_path):
+    path = save(quantise(weights, native("float8_e4m3fn")), tmp_path / "model.safetensors")
+    model, clip, vae = loading.load(path, **beside(tiny))
+    metadata = {"vision_config": json.dumps(tiny_checkpoint.VIT_CONFIG)}
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), model, clip, vae, metadata=metadata)
+    again = loading.load(tmp_path / "saved.safetensors")
+    assert isinstance(again[0].model.diffusion_model.get_submodule(QUERY).weight, QuantizedTensor)
+    assert relative(velocity(again), velocity((model, clip, vae))) < 1e-5
+
+
+def test_a_quantised_model_answers(tiny, weights, tmp_path):
+    path = save(quantise(weights, native("nvfp4")), tmp_path / "model.safetensors")
+    clip = loading.load(path, **beside(tiny))[1]
+    assert len(clip.generate(clip.tokenize("What is red?"), do_sample=False, max_length=3)) <= 3
+
+
+WRONG = {
+    "unknown format": ({f"{QUERY}.comfy_quant": note({"format": "q4_k"})}, ["format", "q4_k", "NVFP4"]),
+    "no format": ({f"{QUERY}.comfy_quant": note({})}, ["format", "None"]),
+    "no JSON": ({f"{QUERY}.comfy_quant": torch.zeros(4, dtype=torch.uint8)}, ["invalid JSON"]),
+    "a list for a format": ({f"{QUERY}.comfy_quant": note({"format": ["nvfp4"]})}, ["format", "['nvfp4']"]),
+    "a note in numbers": ({f"{QUERY}.comfy_quant": torch.zeros(4)}, ["comfy_quant, which Lance has not"]),
+    "no scale": ({f"{QUERY}.weight_scale": None}, [f"lacks {QUERY}.weight_scale"]),
+    "scales a row": ({f"{QUERY}.weight_scale": torch.ones(64, 1)}, ["weight_scale of shape (64, 1) instead of ()"]),
+    "a tensor too many": ({f"{QUERY}.weight_zero": torch.ones(1)}, ["weight_zero, which Lance has not"]),
+    "a norm": (
+        {"language_model.model.norm.comfy_quant": note({"format": "nvfp4"})},
+        ["norm.comfy_quant, which Lance has not"],
+    ),
+    "packed, no zeros": (
+        {f"{QUERY}.{name}": None for name in ("weight", "weight_scale", "comfy_quant")}
+        | {f"{QUERY}.qweight": torch.zeros(64, 32, dtype=torch.uint8), f"{QUERY}.scales": torch.ones(64, 2)},
+        [f"lacks {QUERY}.zeros"],
+    ),
+    "packed, one scale": (
+        {f"{QUERY}.{name}": None for name in ("weight", "weight_scale", "comfy_quant")}
+        | {f"{QUERY}.qweight": torch.zeros(64, 32, dtype=torch.uint8), f"{QUERY}.scales": torch.ones(())}
+        | {f"{QUERY}.zeros": torch.zeros((), dtype=torch.uint8)},
+        [f"has {QUERY}.scales of shape ()"],
+    ),
+    "packed in 32 bits": (
+        {f"{QUERY}.{name}": None for name in ("weight", "weight_scale", "comfy_quant")}
+        | {f"{QUERY}.qweight": torch.zeros(64, 8, dtype=torch.int32), f"{QUERY}.scales": torch.ones(64, 2)}
+        | {f"{QUERY}.zeros": torch.zeros(64, 2, dtype=torch.uint8)},
+        ["qweight of shape (64, 8) instead of (64, 32)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_quantisation_that_does_not_fit_is_refused(case, tiny, weights, tmp_path):
+    changes, substance = WRONG[case]
+    changed = quantise(weights, native("float8_e4m3fn")) | changes
+    path = save({name: value for name, value in changed.items() if value is not None}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as refused:
+        loading.load(path, **beside(tiny))
+    assert [part for part in substance if part not in str(refused.value)] == [], str(refused.value)
+
+
+# ---- scripts/convert.py ----------------------------------------------------------------------------------------------
+
+
+def quiet(*_) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def small(tiny, weights, tmp_path_factory) -> Path:
+    """The official layout in bf16."""
+    root = tmp_path_factory.mktemp("small")
+    for name in (MODEL, VISION):
+        (root / name).parent.mkdir()
+    save(weights, root / MODEL)
+    for name in (VISION, "Qwen2.5-VL-ViT/config.json", VAE):
+        (root / name).symlink_to(tiny / name)
+    return root
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+def test_a_converted_checkpoint_is_the_model(dtype, small, tiny, weights, exact, tmp_path):
+    out = tmp_path / "lance.safetensors"
+    convert.convert(small / MODEL, out, dtype, None, None, quiet)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    loaded = loading.load(out)
+    found = velocity(loaded)
+    if dtype == "bf16":
+        model = loaded[0].model.diffusion_model.state_dict()
+        assert all(torch.equal(model[name], weights[name]) for name in model)
+        assert relative(found, exact) < 0.02  # the vision encoder is in bf16 now, the text alike
+    else:
+        assert 1e-3 < relative(found, exact) < 0.08
+    vision = load_file(tiny / VISION)
+    visual = loaded[1].cond_stage_model.visual.state_dict()
+    assert all(torch.equal(visual[name], vision[name].to(torch.bfloat16)) for name in visual)
+    assert loaded[1].cond_stage_model.visual.blocks[0].attn.num_heads == tiny_checkpoint.VIT_CONFIG["num_heads"]
+    assert loaded[2].latent_channels == 48
+
+
+def test_the_vae_may_be_the_original_pickle(small, tiny, tmp_path):
+    torch.save(load_file(tiny / VAE), tmp_path / "Wan2.2_VAE.pth")
+    out = tmp_path / "lance.safetensors"
+    convert.convert(small / MODEL, out, "bf16", None, tmp_path / "Wan2.2_VAE.pth", quiet)
+    vae = {key.removeprefix("vae."): value for key, value in load_file(out).items() if key.startswith("vae.")}
+    assert vae.keys() == load_file(tiny / VAE).keys()
+    assert all(torch.equal(vae[key], value) for key, value in load_file(tiny / VAE).items())
+
+
+def test_large_tensors_pass_in_pieces(small, tmp_path, monkeypatch):
+    convert.convert(small / MODEL, tmp_path / "whole.safetensors", "fp8", None, None, quiet)
+    monkeypatch.setattr(convert, "CHUNK", 50_000)
+    convert.convert(small / MODEL, tmp_path / "pieces.safetensors", "fp8", None, None, quiet)
+    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "pieces.safetensors").read_bytes()
+
+
+REFUSED = {
+    "no model": (lambda s, t: (s / VISION, t / "out.safetensors"), "not a Lance transformer"),
+    "no file": (lambda s, t: (s / "gone.safetensors", t / "out.safetensors"), "There is no file"),
+    "no VAE": (lambda s, t: (s / MODEL, t / "out.safetensors", s / VISION, s / VISION), "not Wan 2.2's VAE"),
+    "another suffix": (lambda s, t: (s / MODEL, t / "out.ckpt"), "must end in .safetensors"),
+    "no folder": (lambda s, t: (s / MODEL, t / "gone" / "out.safetensors"), "There is no folder"),
+    "there already": (lambda s, t: (s / MODEL, s / MODEL), "is there already"),
+    "quantised already": (
+        lambda s, t: (
+            save(quantise(load_file(s / MODEL), native("float8_e4m3fn")), t / "fp8.safetensors"),
+            t / "out.safetensors",
+            s / VISION,
+            s / VAE,
+        ),
+        "Convert from the official",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_converted_is_refused_and_leaves_nothing(case, small, tmp_path):
+    arguments, substance = REFUSED[case]
+    model, out, vision, vae = (*arguments(small, tmp_path), None, None)[:4]
+    before = set(tmp_path.iterdir())
+    with pytest.raises(convert.CheckpointError, match=substance):
+        convert.convert(model, out, "bf16", vision, vae, quiet)
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "fp8.safetensors"}
+
+
+def test_an_interrupted_conversion_leaves_nothing(tiny, tmp_path):
+    """Ctrl-C while the file is being written."""
+    script = Path(convert.__file__)
+    slow = f"""
+import sys, time
+sys.path.insert(0, {str(script.parent)!r})
+import convert
+convert.convert.__defaults__ = (lambda *_: (print("writing", flush=True), time.sleep(0.2)),)
+sys.argv = ["convert.py", {str(tiny / MODEL)!r}, {str(tmp_path / "out.safetensors")!r}]
+convert.main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout.readline() == "writing\n"
+    assert (tmp_path / "out.safetensors.partial").exists()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Stopped" in errors and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,101 @@
+"""The demonstration model: how it is packed, and whether what it makes is what was asked for."""
+
+import random
+import shutil
+
+import comfy.utils
+import judge
+import nano_autoencoder
+import numpy as np
+import pytest
+import torch
+import world
+from comfyui_lance.lance_model import nano as packed
+from comfyui_lance.lance_model.checkpoint import CheckpointError
+from comfyui_lance.nodes.loader import NANO, LoadLance
+from safetensors import safe_open
+
+PROMPTS = 10
+SLACK = 0.2  # of the shares that hold over a hundred prompts
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
+
+
+def test_the_world_reads_itself():
+    rng = random.Random(1)
+    scenes = [world.a_scene(rng) for _ in range(100)]
+    seen = [world.look(world.render(scene)) for scene in scenes]
+    assert all(background == scene.background for (background, _), scene in zip(seen, scenes))
+    assert sum(world.same_things(things, scene) for (_, things), scene in zip(seen, scenes)) >= 98
+    clips = [world.a_clip(rng) for _ in range(60)]
+    assert sum(world.motion([world.render(f) for f in clip.frames]) == clip.motion for clip in clips) >= 59
+
+
+def test_the_judge_finds_faults():
+    rng = random.Random(2)
+    scenes = [world.single(rng) for _ in range(50)]
+    seen = [world.look(world.render(scene))[1] for scene in scenes]
+    others = scenes[1:] + scenes[:1]
+    wrong = [world.same_things(things, other) for things, other in zip(seen, others)]
+    assert sum(wrong) <= 2  # two neighbours may be alike
+
+
+def test_wide_channels_change_nothing():
+    model = nano_autoencoder.NarrowTAEHV().eval()
+    with safe_open(packed.PACKED, "pt") as file:
+        weights = {
+            name.removeprefix(packed.VAE): file.get_tensor(name).float()
+            for name in file.keys()
+            if name.startswith(packed.VAE)
+        }
+    model.load_state_dict(weights, strict=False)
+    wide = nano_autoencoder.TAEHV(48, parallel=True)
+    wide.load_state_dict(packed.widen(weights))
+    clip = torch.rand(1, 3, 5, 32, 32)
+    with torch.no_grad():
+        latent = wide.encode(clip)
+        torch.testing.assert_close(latent, model.encode(clip), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(wide.decode(latent), model.decode(latent), atol=1e-4, rtol=1e-4)
+
+
+def test_the_checkpoint_is_made_once_and_whole(tmp_path):
+    path = packed.checkpoint(tmp_path)
+    made = path.stat().st_mtime_ns
+    assert packed.checkpoint(tmp_path) == path and path.stat().st_mtime_ns == made
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with safe_open(path, "pt") as file:
+        head = file.get_tensor(packed.VOCABULARY_KEYS[1])
+    assert head.shape[0] == packed.VOCABULARY and 100 < head.any(dim=1).sum() < 1000
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packed, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device.*Free"):
+        packed.checkpoint(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_loads_beside_other_weights(tiny, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    shutil.copytree(tiny / "Qwen2.5-VL-ViT", tmp_path / "lance" / "Qwen2.5-VL-ViT")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "lance", ([str(tmp_path / "lance")], set()))
+    model, clip, vae = LoadLance.execute(NANO, "default", "auto", "auto").result
+    assert model.model.diffusion_model.hidden == clip.cond_stage_model.visual.merger.mlp[2].bias.shape[0]
+
+
+@pytest.mark.parametrize("task", judge.TASKS)
+def test_what_was_asked_for_is_made(nano, task):
+    assert judge.right(judge.Judge(*nano), task, PROMPTS) >= judge.TASKS[task][1] - SLACK
+
+
+def test_the_same_seed_is_the_same_picture(nano):
+    one, two, other = (judge.Judge(*nano).made("a red circle in the middle on a gray background", s) for s in (1, 1, 2))
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
