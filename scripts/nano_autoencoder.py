@@ -112,18 +112,20 @@ def step_loss(model: NarrowTAEHV, clips: torch.Tensor, weights: torch.Tensor, fr
 
 def train(rng, steps: int, report, model: NarrowTAEHV | None = None) -> NarrowTAEHV:
     """Trains on fresh pictures and clips, cut to what surrounds an object but in the last steps. Muon takes the kernels
-    as matrices."""
-    model = (model or NarrowTAEHV()).train()
-    kernels = [p for p in model.parameters() if p.ndim == 4]
+    as matrices. A `model` that is given keeps its encoder: its decoder alone is trained, on whole pictures."""
+    decoder_alone, model = model is not None, (model or NarrowTAEHV()).train()
+    model.encoder.requires_grad_(not decoder_alone)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    kernels = [p for p in trained if p.ndim == 4]
     matrices = [nn.Parameter(p.detach().flatten(1)) for p in kernels]  # the same storage
     optimizers = [
         torch.optim.Muon(matrices, lr=RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([p for p in model.parameters() if p.ndim == 1], lr=RATE, weight_decay=0.0),
+        torch.optim.AdamW([p for p in trained if p.ndim == 1], lr=RATE, weight_decay=0.0),
     ]
     schedules = [torch.optim.lr_scheduler.OneCycleLR(o, RATE, total_steps=steps, pct_start=0.1) for o in optimizers]
     started, recent = time.monotonic(), 0.0
     for step in range(steps):
-        whole = step > WHOLE * steps
+        whole = decoder_alone or step > WHOLE * steps
         model.whiten.train(not whole)
         side, count = (world.SIDE, 16) if whole else (world.SIDE // 2, 48)
         scenes = [world.a_scene(rng) for _ in range(count)]
@@ -142,5 +144,6 @@ def train(rng, steps: int, report, model: NarrowTAEHV | None = None) -> NarrowTA
             optimizer.step()
             schedule.step()
         if step % 50 == 49:
-            report(f"autoencoder {step + 1}/{steps}: loss {recent:.4f}, {time.monotonic() - started:.0f} s")
+            part = "decoder" if decoder_alone else "autoencoder"
+            report(f"{part} {step + 1}/{steps}: loss {recent:.4f}, {time.monotonic() - started:.0f} s")
     return model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import av
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 SIDE = 512
 INSET = 208
@@ -17,15 +17,17 @@ DUSK = Image.frombytes("RGB", (2, 2), bytes((38, 70, 130, 190, 110, 90, 30, 50, 
 
 
 def title_card(title: str, subtitle: str, pictures: list[Image.Image]) -> Image.Image:
-    """A square card: the pictures as a fan of prints before their own colours, the titles below."""
-    pictures = [ImageOps.autocontrast(picture.convert("RGB"), cutoff=1) for picture in pictures]
+    """A square card: the pictures as prints before their own colours, the titles below."""
+    pictures = [picture.convert("RGB") for picture in pictures]
     card = _backdrop(pictures[0] if pictures else DUSK)
-    step = 44
+    step = min(INSET + 12, (SIDE - 48 - INSET) // max(1, len(pictures) - 1))
     left = (SIDE - INSET - step * (len(pictures) - 1)) // 2
     for i, picture in enumerate(pictures):
-        _paste_print(card, picture, (left + step * i, 96 + 14 * i))
+        _paste_print(card, picture, (left + step * i, 96))
     draw = ImageDraw.Draw(card)
-    draw.text((40, SIDE - 112), title, font=ImageFont.load_default(46), fill=INK)
+    font = ImageFont.load_default(46)
+    font = ImageFont.load_default(min(46, int(46 * (SIDE - 80) / draw.textlength(title, font))))
+    draw.text((40, SIDE - 66), title, font=font, fill=INK, anchor="ls")
     draw.text((42, SIDE - 54), subtitle, font=ImageFont.load_default(18), fill=FADED)
     return card
 

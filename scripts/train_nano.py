@@ -527,9 +527,9 @@ def train(arguments, autoencoder, report) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demonstration model.")
     parser.add_argument("--out", type=Path, default=Path("nano_training"), help="folder for its state and the result")
-    parser.add_argument("--steps", type=int, default=5000, help="of the transformer")
-    parser.add_argument("--autoencoder-steps", type=int, default=1100)
-    parser.add_argument("--edits", type=int, default=10000, help="edit pairs in the pool; the other tasks follow")
+    parser.add_argument("--steps", type=int, default=3000, help="of the transformer")
+    parser.add_argument("--autoencoder-steps", type=int, default=4000)
+    parser.add_argument("--edits", type=int, default=9000, help="edit pairs in the pool; the other tasks follow")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -546,7 +546,9 @@ def main() -> None:
         autoencoder.eval()
     else:
         torch.manual_seed(arguments.seed)
-        autoencoder = nano_autoencoder.train(random.Random(arguments.seed), arguments.autoencoder_steps, report)
+        steps = arguments.autoencoder_steps
+        autoencoder = nano_autoencoder.train(random.Random(arguments.seed), steps, report)
+        nano_autoencoder.train(random.Random(arguments.seed + 1), steps // 5, report, autoencoder)
         torch.save(autoencoder.state_dict(), file)
     train(arguments, autoencoder, report)
 
