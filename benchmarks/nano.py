@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--ablations", action="store_true", help="also without MaPE, and with one expert in both places"
     )
+    parser.add_argument("--tasks", default="", help="those with one of these words, by commas")
     parser.add_argument("--model", type=Path, help="a packed model; default: the one that comes with the plugin")
     options = parser.parse_args()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
@@ -66,6 +67,8 @@ def main() -> None:
         mape = positions._mape
         started = time.monotonic()
         for task, (_, asked) in judge.TASKS.items():
+            if not any(word in task for word in options.tasks.split(",")):
+                continue
             shares = []
             for name, variant in variants.items():
                 positions._mape = (lambda sequence, plain: plain) if name == "without MaPE" else mape

@@ -21,7 +21,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def import_plugin() -> None:
-    """ComfyUI's settings, then the plugin as a package of its own name."""
+    """ComfyUI's settings, then the plugin as a package of its own name, unless that is done."""
+    if "comfyui_lance" in sys.modules:
+        return
     import torch
     from comfy.cli_args import args
 
@@ -53,6 +55,7 @@ from comfyui_lance.lance_model.positions import (  # noqa: E402
 )
 from comfyui_lance.lance_model.sequence import IM_END, Label, Segment, Sequence  # noqa: E402
 from comfyui_lance.lance_model.transformer import LanceTransformer  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 TRANSFORMER = TransformerConfig(hidden=160, layers=6, inner=320, heads=5, kv_heads=1, head_dim=32)
@@ -247,14 +250,42 @@ def used_ids(tokenizer: LanceTokenizer, samples: list[Sample]) -> list[int]:
     return sorted(ids)
 
 
+PLACES = dict(zip(("language.embed_tokens.weight", "language.lm_head.weight"), nano.VOCABULARY_KEYS))
+
+
+def packed_name(name: str) -> str:
+    """A trainee's parameter, as the packed file names it."""
+    return PLACES.get(name) or name.removeprefix("transformer.").removeprefix("language.")
+
+
+def read_packed(path: Path, trainee: Trainee, rows: list[int]) -> None:
+    """Takes the weights of a packed model; rows of the vocabulary that it lacks stay as they are."""
+    with safe_open(path, "pt") as file:
+        places = {row: i for i, row in enumerate(file.get_tensor(nano.ROWS).tolist())}
+        known = [i for i, row in enumerate(rows) if row in places]
+        for name, weight in trainee.named_parameters():
+            stored = file.get_tensor(packed_name(name)).float()
+            if name in PLACES:
+                weight.data[known] = stored[[places[rows[i]] for i in known]]
+            else:
+                weight.data.copy_(stored)
+
+
+def read_autoencoder(path: Path) -> nano_autoencoder.NarrowTAEHV:
+    """The autoencoder of a packed model, whose encoder whitens by itself."""
+    model = nano_autoencoder.NarrowTAEHV()
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(nano.VAE)]
+        weights = {name.removeprefix(nano.VAE): file.get_tensor(name).float() for name in names}
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
 def pack(path: Path, weights: dict[str, torch.Tensor], vae: dict[str, torch.Tensor], rows: list[int]) -> None:
     """Writes what `nano.unpack` reads, in 16 bits."""
-    embedding, head = nano.VOCABULARY_KEYS
-    places = {"language.embed_tokens.weight": embedding, "language.lm_head.weight": head}
     tensors = {nano.ROWS: torch.tensor(rows, dtype=torch.int32)}
     for name, weight in weights.items():
-        name = places.get(name) or name.removeprefix("transformer.").removeprefix("language.")
-        tensors[name] = weight.to(torch.bfloat16).cpu()
+        tensors[packed_name(name)] = weight.to(torch.bfloat16).cpu()
     tensors |= {nano.VAE + name: weight.half().cpu() for name, weight in vae.items()}
     settings = {
         "depth": VISION.layers,
@@ -456,6 +487,8 @@ def train(arguments, autoencoder, report) -> None:
     samples = [s for buckets in pools.buckets.values() for bucket in buckets.values() for s in bucket]
     rows = used_ids(tokenizer, samples)
     trainee = Trainee(rows, tokenizer).to(device)
+    if arguments.start is not None:
+        read_packed(arguments.start, trainee, rows)
     report(
         f"{len(samples)} samples, {len(rows)} rows, {sum(p.numel() for p in trainee.parameters()) / 1e6:.1f} M numbers"
     )
@@ -495,7 +528,7 @@ def train(arguments, autoencoder, report) -> None:
 
     started, begun = time.monotonic(), step
     while step < arguments.steps:
-        mix = shares(step / arguments.steps)
+        mix = shares(step / arguments.steps if arguments.start is None else 1.0)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -532,6 +565,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=9000, help="edit pairs in the pool; the other tasks follow")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="a packed model to go on from, in the last stage")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -540,7 +574,9 @@ def main() -> None:
         print(f"[{(time.monotonic() - started) / 60:5.1f} min] {text}", flush=True)
 
     file = arguments.out / "autoencoder.pt"
-    if file.exists():
+    if arguments.start is not None:
+        autoencoder = read_autoencoder(arguments.start)
+    elif file.exists():
         autoencoder = nano_autoencoder.NarrowTAEHV()
         autoencoder.load_state_dict(torch.load(file, weights_only=True))
         autoencoder.eval()

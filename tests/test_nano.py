@@ -9,7 +9,9 @@ import nano_autoencoder
 import numpy as np
 import pytest
 import torch
+import train_nano
 import world
+from comfyui_lance.lance_model import language
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.nodes.loader import NANO, LoadLance
@@ -59,6 +61,20 @@ def test_wide_channels_change_nothing():
         latent = wide.encode(clip)
         torch.testing.assert_close(latent, model.encode(clip), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(wide.decode(latent), model.decode(latent), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_packed_can_be_trained_on(tmp_path):
+    with safe_open(packed.PACKED, "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}
+    rows = stored[packed.ROWS].tolist()
+    trainee = train_nano.Trainee(rows, language.LanceTokenizer())
+    train_nano.read_packed(packed.PACKED, trainee, rows)
+    vae = train_nano.read_autoencoder(packed.PACKED).fold()
+    train_nano.pack(tmp_path / "again.safetensors", dict(trainee.named_parameters()), vae, rows)
+    with safe_open(tmp_path / "again.safetensors", "pt") as file:
+        assert set(file.keys()) == stored.keys()
+        for name, weight in stored.items():
+            torch.testing.assert_close(file.get_tensor(name), weight, rtol=1e-3, atol=1e-4)
 
 
 def test_the_checkpoint_is_made_once_and_whole(tmp_path):
