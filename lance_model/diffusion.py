@@ -37,16 +37,13 @@ class Lance(comfy.model_base.BaseModel):
             raise ValueError(
                 "Lance cannot read this conditioning: it was not encoded with Lance's CLIP. "
                 "Connect the CLIP output of Load Lance to the node that encodes the prompt, give a guider that takes "
-                "two "
-                "conditionings both, and leave schedule_clip off in Set CLIP Hooks."
+                "two conditionings both, and leave schedule_clip off in Set CLIP Hooks."
             )
         if embeddings is not sequence.embeddings and not torch.equal(embeddings.cpu(), sequence.embeddings.cpu()):
             raise ValueError(
                 "A node between the prompt and the sampler has changed Lance's conditioning (averaging, "
-                "concatenating and "
-                "zeroing out do not work on an interleaved sequence). Write one prompt instead, combine with "
-                "Conditioning "
-                "(Combine), or use an empty prompt for the unconditional branch."
+                "concatenating and zeroing out do not work on an interleaved sequence). Write one prompt instead, "
+                "combine with Conditioning (Combine), or use an empty prompt for the unconditional branch."
             )
         if embeddings.shape[-1] != self.diffusion_model.hidden:
             raise ValueError(

@@ -43,7 +43,7 @@ def open_page(url: str, query: str = "", width: int = 1600, height: int = 900) -
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.goto(f"{url}/{query}")
+        page.goto(f"{url}/{query}", timeout=90_000)
         page.wait_for_function("window.app?.vueAppReady", timeout=90_000)
         yield page
         browser.close()

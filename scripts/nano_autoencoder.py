@@ -133,7 +133,8 @@ def train(rng, steps: int, report, model: NarrowTAEHV | None = None) -> NarrowTA
         stills = pixels([world.render(scene) for scene in scenes])[:, :, None]
         clips = torch.stack([clip_pixels(clip) for clip in moving])
         model.zero_grad(set_to_none=True)
-        for batch, shown in ((stills, scenes), (clips, [clip.frames[world.FRAMES // 2] for clip in moving])):
+        batches = [(stills, scenes), (clips, [clip.frames[world.FRAMES // 2] for clip in moving])]
+        for batch, shown in batches[: 1 if decoder_alone and step % 4 else 2]:
             batch, weights = crop(rng, batch, shown, side)
             loss = step_loss(model, batch, weights, batch.shape[2] > 1 and step % 2 == 1)
             loss.backward()

@@ -1,7 +1,8 @@
 """Trains the demonstration model from nothing: `bash scripts/train_nano.sh`.
 
-An autoencoder first, then the transformer and its vision encoder in the stages of the paper, over the sequences,
-positions and modules that the plugin itself uses. It can be stopped and goes on where it was.
+An autoencoder and a vision encoder first, as Lance begins with those of others; then all but the autoencoder in the
+stages of the paper, over the sequences, positions and modules that the plugin itself uses. It can be stopped and goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import random
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -41,7 +44,9 @@ import_plugin()
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
 import nano_autoencoder  # noqa: E402
+import nano_vision  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import world  # noqa: E402
 from comfyui_lance.lance_model import media, nano, tasks  # noqa: E402
@@ -64,7 +69,7 @@ SHIFT = 2.0  # of the training timesteps
 PROMPT_DROPPED = 0.1
 NOISES = 2  # noisy targets for each context, which is computed once
 UNUSED_ROWS = math.log(150_000)  # rows of the vocabulary that are left zero compete with logit 0 each
-MICROBATCHES = 2
+MICROBATCHES = 4  # of different tasks in a step, shared among the processes
 
 
 @dataclass
@@ -442,8 +447,8 @@ STAGES = (
         0.64,
         {"t2i": 4, "caption": 1, "question": 1, "t2v": 2, "i2v": 1, "clip text": 0.7, "rewrite": 0.2}
         | {"edit": 2, "subject": 1, "clip edit": 0.5, "subject clip": 0.5},
-        {"t2i": 2.5, "caption": 0.6, "question": 0.6, "t2v": 1.8, "i2v": 0.8, "clip text": 0.6, "rewrite": 0.2}
-        | {"edit": 4, "subject": 1.8, "clip edit": 0.8, "subject clip": 0.6},
+        {"t2i": 2, "caption": 1.5, "question": 1, "t2v": 0.8, "i2v": 0.4, "clip text": 0.6, "rewrite": 0.3}
+        | {"edit": 5, "subject": 2.2, "clip edit": 0.7, "subject clip": 0.5},
     ),
 )
 BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32}
@@ -470,28 +475,46 @@ def rate(step: int, steps: int) -> float:
     return warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
-def train(arguments, autoencoder, report) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def shared(parameters: list[torch.Tensor]) -> None:
+    """Sums the gradients of all processes. Parameters that no process used keep none, so that nothing moves them."""
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+    flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters), used])
+    dist.all_reduce(flat)
+    *gradients, used = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for parameter, gradient, count in zip(parameters, gradients, used.tolist()):
+        parameter.grad = gradient.view_as(parameter) if count else None
+
+
+def write_pools(path: Path, arguments, autoencoder, report) -> None:
+    made = make_samples(random.Random(arguments.seed), arguments.edits)
+    pools = fill_pools(*made, autoencoder.to(device()), LanceTokenizer(), device(), report)
+    pools.buckets = {task: dict(buckets) for task, buckets in pools.buckets.items()}
+    torch.save(pools, path)
+
+
+def train(rank: int, arguments, pools: Path, vae: dict, vision: dict, rendezvous: str, report) -> None:
+    """One of `arguments.processes` that train together, from the finished weights of the autoencoder and the vision
+    encoder."""
     comfy.model_management.in_training = True
-    rng = random.Random(arguments.seed)
-    torch.manual_seed(arguments.seed)
+    if arguments.processes > 1:
+        torch.set_num_threads(max(1, os.cpu_count() // arguments.processes))
+        dist.init_process_group(
+            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=arguments.processes
+        )
     tokenizer = LanceTokenizer()
-    cached = arguments.out / "pools.pt"
-    scenes, clips, samples = make_samples(rng, arguments.edits)
-    if cached.exists():
-        pools = torch.load(cached, weights_only=False)
-    else:
-        pools = fill_pools(scenes, clips, samples, autoencoder.to(device), tokenizer, device, report)
-        pools.buckets = {task: dict(buckets) for task, buckets in pools.buckets.items()}
-        torch.save(pools, cached)
+    pools = torch.load(pools, weights_only=False)
     samples = [s for buckets in pools.buckets.values() for bucket in buckets.values() for s in bucket]
     rows = used_ids(tokenizer, samples)
-    trainee = Trainee(rows, tokenizer).to(device)
+    torch.manual_seed(arguments.seed)
+    trainee = Trainee(rows, tokenizer).to(device())
     if arguments.start is not None:
         read_packed(arguments.start, trainee, rows)
-    report(
-        f"{len(samples)} samples, {len(rows)} rows, {sum(p.numel() for p in trainee.parameters()) / 1e6:.1f} M numbers"
-    )
+    trainee.language.visual.load_state_dict(vision)
+    parameters = list(trainee.parameters())
     matrices, others = [], []
     for name, weight in trainee.named_parameters():
         inside = ".layers." in name or "visual.blocks" in name or "merger" in name
@@ -500,7 +523,7 @@ def train(arguments, autoencoder, report) -> None:
         torch.optim.Muon(matrices, lr=arguments.rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=arguments.rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    average = [p.detach().clone() for p in trainee.parameters()]
+    average = [p.detach().clone() for p in parameters]
     state = arguments.out / "state.pt"
     step, losses = 0, defaultdict(lambda: [0.0, 0])
     if state.exists():
@@ -508,8 +531,9 @@ def train(arguments, autoencoder, report) -> None:
         trainee.load_state_dict(saved["model"])
         for optimizer, its in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(its)
-        average, step = [a.to(device) for a in saved["average"]], saved["step"]
-        rng.seed(arguments.seed + step)
+        average, step = [a.to(device()) for a in saved["average"]], saved["step"]
+    rng = random.Random(f"{arguments.seed} {step} {rank}")
+    torch.manual_seed(rng.getrandbits(32))
 
     def save() -> None:
         partial = state.with_suffix(".partial")
@@ -524,8 +548,11 @@ def train(arguments, autoencoder, report) -> None:
         )
         partial.replace(state)
         weights = {name: a for (name, _), a in zip(trainee.named_parameters(), average)}
-        pack(arguments.out / "nano.safetensors", weights, autoencoder.fold(), rows)
+        pack(arguments.out / "nano.safetensors", weights, vae, rows)
 
+    if rank == 0:
+        numbers = sum(p.numel() for p in parameters) / 1e6
+        report(f"{len(samples)} samples, {len(rows)} rows, {numbers:.1f} M numbers, {arguments.processes} processes")
     started, begun = time.monotonic(), step
     while step < arguments.steps:
         mix = shares(step / arguments.steps if arguments.start is None else 1.0)
@@ -533,7 +560,7 @@ def train(arguments, autoencoder, report) -> None:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = arguments.rate * rate(step, arguments.steps)
-        for _ in range(MICROBATCHES):
+        for _ in range(MICROBATCHES // arguments.processes):
             task = rng.choices(list(mix), list(mix.values()))[0]
             batch = draw(rng, pools, task)
             dropped = batch[0].target is not None and rng.random() < PROMPT_DROPPED
@@ -542,51 +569,98 @@ def train(arguments, autoencoder, report) -> None:
             if not dropped:
                 losses[task][0] += loss.item()
                 losses[task][1] += 1
-        torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        if arguments.processes > 1:
+            shared(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
         step += 1
-        torch._foreach_lerp_(average, [p.detach() for p in trainee.parameters()], 1 - min(0.999, step / (step + 20)))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(0.999, step / (step + 20)))
+        if rank > 0:
+            continue
         if step % 100 == 0:
             pace = (time.monotonic() - started) / (step - begun)
             words = ", ".join(f"{task} {total / n:.3f}" for task, (total, n) in sorted(losses.items()))
             left = pace * (arguments.steps - step) / 60
             report(f"{step}/{arguments.steps} ({pace:.2f} s a step, {left:.0f} min left): {words}")
             losses.clear()
-        if step % 500 == 0 or step == arguments.steps:
+        if step % 250 == 0 or step == arguments.steps:
             save()
+
+
+class Report:
+    """Prints with the minutes since the start."""
+
+    def __init__(self):
+        self.started = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        print(f"[{(time.monotonic() - self.started) / 60:5.1f} min] {text}", flush=True)
+
+
+def trained_autoencoder(arguments, report) -> nano_autoencoder.NarrowTAEHV:
+    file = arguments.out / "autoencoder.pt"
+    if arguments.start is not None:
+        return read_autoencoder(arguments.start)
+    if file.exists():
+        autoencoder = nano_autoencoder.NarrowTAEHV()
+        autoencoder.load_state_dict(torch.load(file, weights_only=True))
+        return autoencoder.eval()
+    torch.manual_seed(arguments.seed)
+    steps = arguments.autoencoder_steps
+    autoencoder = nano_autoencoder.train(random.Random(arguments.seed), steps, report)
+    nano_autoencoder.train(random.Random(arguments.seed + 1), steps // 2, report, autoencoder)
+    torch.save(autoencoder.state_dict(), file)
+    return autoencoder
+
+
+def trained_vision(arguments, report) -> dict[str, torch.Tensor]:
+    """Weights of the vision encoder."""
+    file = arguments.out / "vision.pt"
+    if not file.exists():
+        torch.manual_seed(arguments.seed)
+        trainee = Trainee([0], LanceTokenizer()).to(device())
+        if arguments.start is not None:
+            read_packed(arguments.start, trainee, [0])
+        visual = trainee.language.visual
+        nano_vision.train(
+            random.Random(arguments.seed), visual, arguments.vision_steps, 24000, for_vision, device(), report
+        )
+        torch.save(visual.state_dict(), file)
+    return torch.load(file, weights_only=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demonstration model.")
     parser.add_argument("--out", type=Path, default=Path("nano_training"), help="folder for its state and the result")
-    parser.add_argument("--steps", type=int, default=3000, help="of the transformer")
+    parser.add_argument("--steps", type=int, default=6000, help="of the transformer")
     parser.add_argument("--autoencoder-steps", type=int, default=4000)
-    parser.add_argument("--edits", type=int, default=9000, help="edit pairs in the pool; the other tasks follow")
+    parser.add_argument("--vision-steps", type=int, default=1500)
+    parser.add_argument("--edits", type=int, default=16000, help="edit pairs in the pool; the other tasks follow")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="a packed model to go on from, in the last stage")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        choices=(1, 2, 4),
+        default=1 if torch.cuda.is_available() else max(n for n in (1, 2, 4) if n <= os.cpu_count()),
+        help="that train together on a CPU; small operations gain little from threads",
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-
-    def report(text: str) -> None:
-        print(f"[{(time.monotonic() - started) / 60:5.1f} min] {text}", flush=True)
-
-    file = arguments.out / "autoencoder.pt"
-    if arguments.start is not None:
-        autoencoder = read_autoencoder(arguments.start)
-    elif file.exists():
-        autoencoder = nano_autoencoder.NarrowTAEHV()
-        autoencoder.load_state_dict(torch.load(file, weights_only=True))
-        autoencoder.eval()
-    else:
-        torch.manual_seed(arguments.seed)
-        steps = arguments.autoencoder_steps
-        autoencoder = nano_autoencoder.train(random.Random(arguments.seed), steps, report)
-        nano_autoencoder.train(random.Random(arguments.seed + 1), steps // 5, report, autoencoder)
-        torch.save(autoencoder.state_dict(), file)
-    train(arguments, autoencoder, report)
+    report = Report()
+    autoencoder = trained_autoencoder(arguments, report)
+    vision = trained_vision(arguments, report)
+    pools = arguments.out / "pools.pt"
+    if not pools.exists():
+        write_pools(pools, arguments, autoencoder, report)
+    with tempfile.TemporaryDirectory() as folder:
+        given = (arguments, pools, autoencoder.cpu().fold(), vision, f"{folder}/rendezvous", report)
+        if arguments.processes == 1:
+            train(0, *given)
+        else:
+            torch.multiprocessing.spawn(train, given, nprocs=arguments.processes)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ START = {"right": "on the left", "left": "on the right", "up": "at the bottom", 
 TRAVEL = 12  # pixels to each side of the middle
 
 
-def _star(points: int, inner: float) -> list[tuple[float, float]]:
-    radii = (1.0, inner)
+def _star(points: int, outer: float, inner: float) -> list[tuple[float, float]]:
+    radii = (outer, inner)
     angles = [math.pi * i / points - math.pi / 2 for i in range(2 * points)]
     return [(radii[i % 2] * math.cos(a), radii[i % 2] * math.sin(a)) for i, a in enumerate(angles)]
 
@@ -71,7 +71,7 @@ OUTLINES = {
     "circle": [(math.cos(2 * math.pi * i / 48), math.sin(2 * math.pi * i / 48)) for i in range(48)],
     "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
     "triangle": [(0.0, -1.0), (0.98, 0.8), (-0.98, 0.8)],
-    "star": _star(5, 0.42),
+    "star": _star(5, 1.12, 0.47),
     "heart": _heart(),
     "cross": [
         *((-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)),
@@ -198,13 +198,12 @@ def two(rng: random.Random) -> Scene:
 
 
 def several(rng: random.Random) -> Scene:
-    """Two or three of the same, in a row."""
+    """Two of the same side by side, or three in a triangle."""
     count = rng.choice([2, 3])
     first = a_thing(rng, "in the middle", "small")
-    places = (20, 44) if count == 2 else (12, 32, 52)
-    y = 32 + jitter(rng)
-    first = replace(first, radius=9.0)
-    things = tuple(replace(first, x=x, y=y) for x in places)
+    dx, dy = first.x - 32, first.y - 32
+    places = ((19, 32), (45, 32)) if count == 2 else ((32, 18), (18, 44), (46, 44))
+    things = tuple(replace(first, x=x + dx, y=y + dy) for x, y in places)
     return Scene(things, **a_background(rng))
 
 
@@ -439,6 +438,9 @@ def _outline_box(mask: numpy.ndarray) -> numpy.ndarray:
     return numpy.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)) > 127
 
 
+BLURS = (0, 2, 3.5)  # of the shapes to compare with, which are of radius 20: a soft star is a star
+
+
 @cache
 def _templates(turned: bool) -> list[tuple[str, numpy.ndarray]]:
     angles = range(0, 91, 15) if turned else (0,)
@@ -446,19 +448,24 @@ def _templates(turned: bool) -> list[tuple[str, numpy.ndarray]]:
     for shape in OUTLINES:
         for angle in angles:
             scene = Scene((Thing(shape, "red", 20, 32, 32, angle),), "white")
-            mask = numpy.asarray(render(scene)).astype(int)[..., 1] < 130
-            out.append((shape, _outline_box(mask)))
+            green = numpy.asarray(render(scene)).astype(float)[..., 1]
+            for blur in BLURS:
+                out.append((shape, _outline_box(ndimage.gaussian_filter(green, blur) < 142)))
     return out
+
+
+def _read(picture) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Pixels [h, w, 3] and the background's colour in each row [h, 3]."""
+    pixels = numpy.asarray(picture).astype(float)
+    rows = numpy.median(numpy.concatenate([pixels[:, :2], pixels[:, -2:]], axis=1), axis=1)
+    return pixels, ndimage.median_filter(rows, size=(25, 1), mode="nearest")  # an object may touch the edge
 
 
 def look(picture, turned: bool = False) -> tuple[str, list[Seen]]:
     """Background and objects of a picture (PIL, or an array [h, w, 3] in 0..255), from left to right."""
-    pixels = numpy.asarray(picture).astype(float)
-    border = numpy.concatenate([pixels[:, :2], pixels[:, -2:]], axis=1)
-    rows = numpy.median(border, axis=1)
+    pixels, rows = _read(picture)
     background = _nearest(rows[: max(1, len(rows) // 4)].mean(0), BACKGROUNDS)
-    distance = numpy.abs(pixels - rows[:, None]).max(-1)
-    labels, count = ndimage.label(distance > 40)
+    labels, count = ndimage.label(_foreground(pixels, rows))
     seen = []
     for label in range(1, count + 1):
         mask = labels == label
@@ -502,12 +509,16 @@ def motion(frames) -> str:
         return "grows"
     if first.area > 1.8 * last.area:
         return "shrinks"
-    masks = [_outline_box(_foreground(frame)) for frame in (frames[0], frames[-1])]
+    masks = [_outline_box(_foreground(*_read(frame))) for frame in (frames[0], frames[-1])]
     overlap = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
     return "turns" if overlap < 0.85 else ""
 
 
-def _foreground(picture) -> numpy.ndarray:
-    pixels = numpy.asarray(picture).astype(float)
-    rows = numpy.median(numpy.concatenate([pixels[:, :2], pixels[:, -2:]], axis=1), axis=1)
-    return numpy.abs(pixels - rows[:, None]).max(-1) > 40
+def _foreground(pixels: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
+    """Where objects are [h, w], their edges halfway to the background's colour."""
+    distance = numpy.abs(pixels - rows[:, None]).max(-1)
+    labels, count = ndimage.label(distance > 40)
+    strong = ndimage.labeled_comprehension(
+        distance, labels, range(count + 1), lambda x: numpy.percentile(x, 90), float, 0.0
+    )
+    return (labels > 0) & (distance > strong[labels] / 2)

@@ -116,6 +116,15 @@ def test_the_pages_pictures_are_there_and_used():
     assert named == {str(path.relative_to(PAGES)) for path in (PAGES / "images").iterdir()}
 
 
+def test_the_chart_shows_the_figures(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import chart
+
+    figures = chart.read((REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8"))
+    assert len(figures) == 4 and all(runs["plugin"] == 1.0 for runs in figures.values())
+    assert (REPOSITORY / "docs" / "speed.svg").read_text(encoding="utf-8") == chart.draw(figures)
+
+
 def test_the_page_speaks_chinese(server):
     pytest.importorskip("playwright", reason="playwright is not installed")
     import browser

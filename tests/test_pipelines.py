@@ -19,12 +19,12 @@ import pytest
 from endurance import picture, question
 from PIL import Image
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CLIENTS = Path(__file__).resolve().parent.parent / "clients"
 NOWHERE = "http://127.0.0.1:9"
 
 
 def example(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    command = [sys.executable, str(CLIENTS / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -94,7 +94,7 @@ def test_client_tells_the_words_of_a_node_that_fails(server, tmp_path):
 
 
 def test_client_tells_a_failed_job_from_a_lost_server(server, monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(CLIENTS)
     import client
 
     with pytest.raises(client.ServerLost, match="does not know job"):
@@ -151,7 +151,7 @@ def two_servers() -> Iterator[list]:
 
 
 def ray_jobs(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-u", str(EXAMPLES / "ray_jobs.py"), *map(str, arguments)]
+    command = [sys.executable, "-u", str(CLIENTS / "ray_jobs.py"), *map(str, arguments)]
     quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet)
 

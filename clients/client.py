@@ -1,6 +1,6 @@
 """Runs a workflow in API format on a ComfyUI server and downloads what it makes. Needs Python alone.
 
-    python examples/client.py api/text_to_image.json --set prompt="A red fox in the snow" --set seed=7 --out pictures
+    python clients/client.py api/text_to_image.json --set prompt="A red fox in the snow" --set seed=7 --out pictures
 
 `--set` changes every input of that name in the workflow. As a module: `run` does the same from your own code.
 """

@@ -1,7 +1,7 @@
 """Many jobs over several ComfyUI servers, with Ray (`pip install ray`).
 
-    python examples/ray_jobs.py caption PICTURES --servers http://gpu1:8188 http://gpu2:8188 --out captions
-    python examples/ray_jobs.py render PROMPTS.txt --servers http://gpu1:8188 http://gpu2:8188 --out pictures
+    python clients/ray_jobs.py caption PICTURES --servers http://gpu1:8188 http://gpu2:8188 --out captions
+    python clients/ray_jobs.py render PROMPTS.txt --servers http://gpu1:8188 http://gpu2:8188 --out pictures
 
 `caption` writes NAME.txt for each picture of a folder; `render` makes a picture of each line of a file.
 
@@ -11,7 +11,7 @@
 - Results are written as they come.
 
 Captions come from api/caption.json, pictures from api/text_to_image.json, or from a `--workflow` in API format with the
-same inputs. On a Ray cluster submit this folder: `ray job submit --working-dir examples -- python ray_jobs.py …`.
+same inputs. On a Ray cluster submit this folder: `ray job submit --working-dir clients -- python ray_jobs.py …`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""The vision encoder's own schooling, before it meets the transformer: linear read-outs of its tokens name what is
+where. Lance's encoder comes trained (it is Qwen2.5-VL's); this stands in for that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import world
+from comfyui_lance.lance_model import media
+
+BATCH, RATE = 128, 2e-3
+SHAPES, COLORS, PLACES = list(world.OUTLINES), list(world.COLORS), list(world.PLACES)
+SIZES, BACKGROUNDS = list(world.SIZES), list(world.BACKGROUNDS)
+# Questions about a picture: how many answers each has. What is at a place may be nothing, answer 0.
+ANSWERS = [*[1 + len(SHAPES), 1 + len(COLORS), 1 + len(SIZES)] * len(PLACES), len(BACKGROUNDS), 2, 4]
+
+
+def answers(scene: world.Scene) -> list[int]:
+    found = [[0, 0, 0] for _ in PLACES]
+    for thing in scene.things:
+        distances = [(x - thing.x) ** 2 + (y - thing.y) ** 2 for x, y in world.PLACES.values()]
+        found[distances.index(min(distances))] = [
+            1 + SHAPES.index(thing.shape),
+            1 + COLORS.index(thing.color),
+            1 + SIZES.index(thing.size),
+        ]
+    return [*sum(found, []), BACKGROUNDS.index(scene.background), int(scene.graded), len(scene.things)]
+
+
+def embeddings(visual: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures [n, h, w, 3] in 0..1, each alone → tokens [n, K, hidden]."""
+    patches, grid = media.patches(pictures.repeat_interleave(2, dim=0))
+    return visual(patches, torch.tensor([grid], device=patches.device)).unflatten(0, (len(pictures), -1))
+
+
+def train(rng, visual: nn.Module, steps: int, pool: int, for_vision: Callable, device, report) -> None:
+    """Trains `visual` on `pool` pictures, moved by up to a pixel; `for_vision` makes [n, h, w, 3] bytes of pictures."""
+    scenes = [world.a_scene(rng) for _ in range(pool)]
+    pictures = torch.cat(
+        [for_vision([world.render(scene) for scene in scenes[i : i + 128]]) for i in range(0, pool, 128)]
+    )
+    wanted = torch.tensor([answers(scene) for scene in scenes], device=device)
+    tokens = embeddings(visual, pictures[:1].to(device) / 255)[0]
+    heads = nn.Linear(tokens.numel(), sum(ANSWERS)).to(device)
+    matrices = [p for name, p in visual.named_parameters() if p.ndim == 2]
+    others = [p for p in visual.parameters() if p.ndim != 2]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=RATE, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([*others, *heads.parameters()], lr=RATE, weight_decay=0.0),
+    ]
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, RATE, total_steps=steps, pct_start=0.1) for o in optimizers]
+    started, recent = time.monotonic(), 0.0
+    for step in range(steps):
+        chosen = torch.randint(pool, (BATCH,))
+        shift = [int(s) for s in torch.randint(-1, 2, (2,))]
+        shown = pictures[chosen].to(device).roll(shift, dims=(1, 2)) / 255
+        logits = heads(embeddings(visual, shown).flatten(1))
+        right = wanted[chosen.to(device)]
+        parts = logits.split(ANSWERS, dim=1)
+        loss = sum(F.cross_entropy(part, right[:, i]) for i, part in enumerate(parts))
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer, schedule in zip(optimizers, schedules):
+            optimizer.step()
+            schedule.step()
+        all_right = torch.stack([part.argmax(1) == right[:, i] for i, part in enumerate(parts)]).all(0)
+        recent += 0.02 * (all_right.float().mean().item() - recent)
+        if step % 100 == 99:
+            report(f"vision {step + 1}/{steps}: {recent:.0%} of pictures read right, {time.monotonic() - started:.0f} s")
