@@ -71,4 +71,6 @@ def train(rng, visual: nn.Module, steps: int, pool: int, for_vision: Callable, d
         all_right = torch.stack([part.argmax(1) == right[:, i] for i, part in enumerate(parts)]).all(0)
         recent += 0.02 * (all_right.float().mean().item() - recent)
         if step % 100 == 99:
-            report(f"vision {step + 1}/{steps}: {recent:.0%} of pictures read right, {time.monotonic() - started:.0f} s")
+            report(
+                f"vision {step + 1}/{steps}: {recent:.0%} of pictures read right, {time.monotonic() - started:.0f} s"
+            )

@@ -434,22 +434,31 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     return error.sum() / kept.expand_as(clean).sum()
 
 
-# Shares of the tasks: at the beginning and at the end of each stage.
+FINE_TUNING = {"t2i": 2, "caption": 1.5, "question": 1, "t2v": 0.8, "i2v": 0.4, "clip text": 0.6, "rewrite": 0.3} | {
+    "edit": 5,
+    "subject": 2.2,
+    "clip edit": 0.7,
+    "subject clip": 0.5,
+}
+# Shares of the tasks: at the beginning and at the end of each stage of the paper.
 STAGES = (
     # (share of the steps, tasks at its beginning, tasks at its end)
-    (0.06, {"caption": 5, "question": 2, "t2i": 4}, {"caption": 5, "question": 2, "t2i": 4}),
+    # alignment
+    (0.05, {"caption": 5, "question": 2, "t2i": 4}, {"caption": 5, "question": 2, "t2i": 4}),
+    # pre-training of both experts
     (
         0.30,
         {"t2i": 5, "caption": 2, "question": 2, "t2v": 2, "i2v": 1, "clip text": 1},
         {"t2i": 4, "caption": 1.5, "question": 1.5, "t2v": 2.5, "i2v": 1, "clip text": 1},
     ),
+    # multi-task: edits and references come in and grow
     (
-        0.64,
+        0.35,
         {"t2i": 4, "caption": 1, "question": 1, "t2v": 2, "i2v": 1, "clip text": 0.7, "rewrite": 0.2}
         | {"edit": 2, "subject": 1, "clip edit": 0.5, "subject clip": 0.5},
-        {"t2i": 2, "caption": 1.5, "question": 1, "t2v": 0.8, "i2v": 0.4, "clip text": 0.6, "rewrite": 0.3}
-        | {"edit": 5, "subject": 2.2, "clip edit": 0.7, "subject clip": 0.5},
+        FINE_TUNING,
     ),
+    (0.30, FINE_TUNING, FINE_TUNING),
 )
 BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32}
 
@@ -502,9 +511,7 @@ def train(rank: int, arguments, pools: Path, vae: dict, vision: dict, rendezvous
     comfy.model_management.in_training = True
     if arguments.processes > 1:
         torch.set_num_threads(max(1, os.cpu_count() // arguments.processes))
-        dist.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=arguments.processes
-        )
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=arguments.processes)
     tokenizer = LanceTokenizer()
     pools = torch.load(pools, weights_only=False)
     samples = [s for buckets in pools.buckets.values() for bucket in buckets.values() for s in bucket]
