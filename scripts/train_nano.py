@@ -630,9 +630,8 @@ def trained_vision(arguments, report) -> dict[str, torch.Tensor]:
         if arguments.start is not None:
             read_packed(arguments.start, trainee, [0])
         visual = trainee.language.visual
-        nano_vision.train(
-            random.Random(arguments.seed), visual, arguments.vision_steps, 24000, for_vision, device(), report
-        )
+        rng, pool = random.Random(arguments.seed), 3 * arguments.edits // 2
+        nano_vision.train(rng, visual, arguments.vision_steps, pool, for_vision, device(), report)
         torch.save(visual.state_dict(), file)
     return torch.load(file, weights_only=True)
 

@@ -1,7 +1,10 @@
 """The demonstration model: how it is packed, and whether what it makes is what was asked for."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 
 import comfy.utils
 import judge
@@ -75,6 +78,17 @@ def test_what_is_packed_can_be_trained_on(tmp_path):
         assert set(file.keys()) == stored.keys()
         for name, weight in stored.items():
             torch.testing.assert_close(file.get_tensor(name), weight, rtol=1e-3, atol=1e-4)
+
+
+def test_it_can_be_trained_from_nothing_in_two_processes(tmp_path):
+    steps = ["--autoencoder-steps", "4", "--vision-steps", "2", "--edits", "16", "--steps"]
+    command = [sys.executable, train_nano.__file__, "--out", tmp_path, "--processes", "2", *steps]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for count in ("1", "2"):  # the second goes on from the first
+        subprocess.run([*command, count], check=True, env=environment, timeout=600)
+        assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == int(count)
+    with safe_open(tmp_path / "nano.safetensors", "pt") as made, safe_open(packed.PACKED, "pt") as shipped:
+        assert set(made.keys()) == set(shipped.keys())
 
 
 def test_the_checkpoint_is_made_once_and_whole(tmp_path):
