@@ -16,7 +16,7 @@ from transformers import Qwen2Tokenizer
 from . import generation, tasks
 from .config import VisionConfig
 from .media import Medium, sample_frames, see
-from .sequence import CONDITIONING, IM_END, IM_START, Label, Segment, Sequence
+from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +197,11 @@ class LanceLanguage(nn.Module):
     def sequence(self, request: Request, segments: list[Segment], head: int, mape: bool) -> Sequence:
         """Embeds the segments' understanding tokens."""
         ids = [i for s in segments for i in (s.token_ids() if not s.latents else s.token_ids()[:: len(s) - 1])]
+        if max(ids) >= len(self.embed_tokens.weight):
+            raise ValueError(
+                f"This Lance has embeddings for {len(self.embed_tokens.weight):,} tokens, but its tokenizer has "
+                f"{TEXT_VOCABULARY:,}: the model's file is cut short or changed. Download it again."
+            )
         device = self.execution_device
         embeddings = self.embed_tokens(torch.tensor([ids], device=device), out_dtype=self.compute_dtype(device))
         seen, start = iter(request.media), 0

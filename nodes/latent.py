@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import comfy.latent_formats
 import comfy.model_management
 import torch
@@ -76,7 +78,13 @@ class EmptyLanceLatent(io.ComfyNode):
             height // space.spacial_downscale_ratio,
             width // space.spacial_downscale_ratio,
         )
-        samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+        try:
+            samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+        except RuntimeError:  # PyTorch's allocator has no words for an artist
+            raise ValueError(
+                f"There is no memory for {batch_size} x {frames} frames of {width}x{height}: the empty latent alone "
+                f"takes {math.prod(shape) * 4 / 1e9:.0f} GB. Lower batch_size, frames or the size."
+            ) from None
         return io.NodeOutput({"samples": samples})
 
 

@@ -729,6 +729,12 @@ NOT_JSON = [b"<html>", b"", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"3", b'{"vi
 NO_CONFIG = ['"num_heads": ' + n for n in ("0", "-2", "3", '"two"', "1e999", "null")] + ['"fullatt_block_indexes": 7']
 
 
+def test_too_few_token_embeddings_are_said_when_a_token_has_none(repository):
+    _, clip, _ = loading.load(**repository.model())
+    with pytest.raises(ValueError, match="embeddings for 64 tokens.*151,665.*Download it again"):
+        clip.encode_from_tokens(clip.tokenize("a red fox"))
+
+
 @pytest.mark.parametrize("config", [*NOT_JSON, *(f'{{"depth": 4, {entry}}}'.encode() for entry in NO_CONFIG)])
 def test_a_config_that_makes_no_sense_is_refused(config, repository):
     (repository.root / VISION).with_name("config.json").write_bytes(config)
