@@ -1,8 +1,10 @@
 """Runs a workflow in API format on a ComfyUI server and downloads what it makes. Needs Python alone.
 
     python clients/client.py api/text_to_image.json --set prompt="A red fox in the snow" --set seed=7 --out pictures
+    python clients/client.py api/caption.json --upload image=fox.jpg --server http://192.168.1.2:8188
 
-`--set` changes every input of that name in the workflow. As a module: `run` does the same from your own code.
+`--set` changes every input of that name in the workflow, `--set 3.seed=7` that of node 3 alone. As a module: `upload`,
+`change`, `run`, `texts` and `files` do the same from your own code.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -54,21 +57,48 @@ def _reason(refusal: urllib.error.HTTPError) -> str:
         return f"{refusal.url}: {refusal.code} {refusal.reason}"
 
 
+def address(server: str) -> str:
+    """The server's URL, however it was written."""
+    return (server if "://" in server else f"http://{server}").rstrip("/")
+
+
+def read(workflow: Path) -> Prompt:
+    """A workflow in API format; ValueError for another file."""
+    prompt = json.loads(workflow.read_text(encoding="utf-8"))
+    if not isinstance(prompt, dict) or not all(isinstance(n, dict) and "class_type" in n for n in prompt.values()):
+        raise ValueError(
+            "it is not in API format, but in the page's. Take the file of that name in api/, or Export (API)"
+        )
+    return prompt
+
+
+def inputs(prompt: Prompt) -> list[tuple[str, str]]:
+    """(node id, name) of every input that is not a link."""
+    return [(i, name) for i, node in prompt.items() for name, v in node["inputs"].items() if not isinstance(v, list)]
+
+
 def change(prompt: Prompt, name: str, value: object) -> None:
-    """Sets every input of that name which is not a link; KeyError if there is none."""
-    found = [node["inputs"] for node in prompt.values() if not isinstance(node["inputs"].get(name, []), list)]
+    """Sets every input of that name which is not a link, or with ID.NAME that of one node; KeyError if there is
+    none."""
+    found = [(node, key) for node, key in inputs(prompt) if name in (key, f"{node}.{key}")]
     if not found:
-        raise KeyError(name)
-    for inputs in found:
-        inputs[name] = value
+        there = ", ".join(f"{node}.{key}" for node, key in inputs(prompt))
+        raise KeyError(f"there is no input {name} among {there}")
+    for node, key in found:
+        prompt[node]["inputs"][key] = value
 
 
 def upload(server: str, name: str, content: bytes) -> str:
     """Puts a file into the server's input folder and returns the name that Load Image knows it by."""
     boundary = uuid.uuid4().hex
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{urllib.parse.quote(name)}"'
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{_plain(name)}"'
     body = f"{head}\r\n\r\n".encode() + content + f"\r\n--{boundary}--\r\n".encode()
     return json.loads(call(f"{server}/upload/image", body, f"multipart/form-data; boundary={boundary}"))["name"]
+
+
+def _plain(name: str) -> str:
+    """A file's name that every server can store."""
+    return re.sub(r"[^\w. ()-]", "_", name)
 
 
 def queue(server: str, prompt: Prompt) -> str:
@@ -129,25 +159,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run a workflow in API format and download what it makes.")
     parser.add_argument("workflow", type=Path)
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="settings")
+    parser.add_argument(
+        "--upload",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a picture or clip for an input",
+    )
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for what is downloaded")
     parser.add_argument("--server", default=SERVER, help=f"default: {SERVER}")
     arguments = parser.parse_args()
+    server = address(arguments.server)
     try:
-        prompt = json.loads(arguments.workflow.read_text(encoding="utf-8"))
+        prompt = read(arguments.workflow)
+        contents = [(name, Path(str(path)), Path(str(path)).read_bytes()) for name, path in arguments.upload]
+    except (OSError, ValueError) as error:
+        parser.error(f"{getattr(error, 'filename', None) or arguments.workflow} cannot be read: {error}")
+    try:
         for name, value in arguments.settings:
             change(prompt, name, value)
-    except (OSError, ValueError) as error:
-        parser.error(f"{arguments.workflow} cannot be read: {error}")
-    except KeyError as name:
-        parser.error(f"--set: no node of {arguments.workflow} has an input {name}")
-    try:
-        outputs = run(arguments.server, prompt)
+        for name, path, content in contents:
+            change(prompt, name, upload(server, path.name, content))
+        outputs = run(server, prompt)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        for name, content in files(arguments.server, outputs):
+        for name, content in files(server, outputs):
             (arguments.out / name).write_bytes(content)
             print(arguments.out / name)
         for text in texts(outputs):
             print(text)
+    except KeyError as error:
+        parser.error(f"{arguments.workflow}: {error.args[0]}")
     except (JobError, ServerLost, OSError) as error:
         print(error, file=sys.stderr)
         return 1

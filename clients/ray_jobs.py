@@ -17,17 +17,20 @@ same inputs. On a Ray cluster submit this folder: `ray job submit --working-dir 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import client
-import ray
-import ray.exceptions
+
+try:
+    import ray
+    import ray.exceptions
+except ImportError:
+    sys.exit("This needs Ray: pip install ray")
 
 API = Path(__file__).resolve().parent.parent / "api"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -53,7 +56,7 @@ class Result:
 @ray.remote(num_cpus=0)
 class Server:
     def __init__(self, url: str):
-        self.url = url.rstrip("/")
+        self.url = url
 
     def run(self, job: Job, contents: dict[str, bytes]) -> Result:
         prompt = deepcopy(job.prompt)
@@ -75,7 +78,7 @@ def spread(jobs: list[Job], urls: list[str]) -> Iterator[tuple[Job, Result | str
             contents = {name: path.read_bytes() for name, path in job.uploads.items()}  # the actor may be elsewhere
             running[actor.run.remote(job, contents)] = url, actor, job
         if not running:
-            yield from ((job, "no server is left") for job in waiting)
+            yield from ((job, f"no server is left of {', '.join(urls)}") for job in waiting)
             return
         (done,), _ = ray.wait(list(running))
         url, actor, job = running.pop(done)
@@ -96,8 +99,14 @@ def _cause(error: Exception) -> str:
 
 
 def captions(folder: Path, prompt: client.Prompt) -> list[Job]:
+    """A job for each picture, by its name without ending, or with it where two differ in nothing else."""
     pictures = sorted(path.resolve() for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-    return [Job(path.stem, prompt, uploads={"image": path}) for path in pictures]
+    if not pictures:
+        raise ValueError(f"{folder} has no pictures ({', '.join(sorted(PICTURES))})")
+    stems = Counter(path.stem for path in pictures)
+    return [
+        Job(path.stem if stems[path.stem] == 1 else path.name, prompt, uploads={"image": path}) for path in pictures
+    ]
 
 
 def pictures(lines: list[str], prompt: client.Prompt) -> list[Job]:
@@ -129,7 +138,7 @@ def main() -> int:
     arguments = parser.parse_args()
     workflow = arguments.workflow or API / {"caption": "caption.json", "render": "text_to_image.json"}[arguments.task]
     try:
-        prompt = json.loads(workflow.read_text(encoding="utf-8"))
+        prompt = client.read(workflow)
         if arguments.task == "caption":
             jobs = captions(arguments.source, prompt)
         else:
@@ -138,9 +147,9 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
-    ray.init(log_to_driver=False, include_dashboard=False)
+    ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     failed = 0
-    for job, result in spread(jobs, list(dict.fromkeys(arguments.servers))):
+    for job, result in spread(jobs, list(dict.fromkeys(map(client.address, arguments.servers)))):
         if isinstance(result, str):
             failed += 1
             print(f"{job.name} FAILED: {result}", file=sys.stderr)

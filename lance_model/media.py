@@ -27,7 +27,9 @@ PRESETS = {
     "video 360p": (480, 476),
     "video 192p": (256, 224),
 }
+DEMONSTRATION_SIDES = (64, 56)
 KEEP = "keep size"  # the picture's own size, cut to the latent grid
+DEMONSTRATION = "demonstration 64x64"  # whatever the picture's size
 VISION_SCALE = 7 / 8  # of the VAE's size, as in the image presets
 
 FPS = 12
@@ -97,9 +99,12 @@ class Fit:
 
     @classmethod
     def of(cls, width: int, height: int, preset: str) -> Fit:
-        """`preset` is one of PRESETS or KEEP."""
+        """`preset` is one of PRESETS, KEEP or DEMONSTRATION."""
         if preset != KEEP:
-            size, vision_size = (bucket(width, height, side) for side in PRESETS[preset])
+            if preset == DEMONSTRATION:
+                size, vision_size = ((side, side) for side in DEMONSTRATION_SIDES)
+            else:
+                size, vision_size = (bucket(width, height, side) for side in PRESETS[preset])
             return cls(
                 crop_box(width, height, size[0] / size[1]),
                 size,

@@ -1,11 +1,12 @@
 """The nodes. One feature a file; each exports NODES."""
 
 import os
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from . import answer, edit, encode, frames, guidance, latent, loader, reference
+from . import answer, edit, encode, frames, guidance, latent, loader, reference, samples
 
 FEATURES = (loader, encode, edit, reference, latent, frames, guidance, answer)
 NODES = [node for feature in FEATURES for node in feature.NODES]
@@ -14,6 +15,7 @@ NODES = [node for feature in FEATURES for node in feature.NODES]
 class LanceExtension(ComfyExtension):
     async def on_load(self) -> None:
         folder_paths.add_model_folder_path(loader.FOLDER, os.path.join(folder_paths.models_dir, loader.FOLDER))
+        samples.provide(Path(folder_paths.get_input_directory()))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -9,19 +9,22 @@ from comfy_api.latest import Input, io
 from server import PromptServer
 
 from ..lance_model import language, media, tasks
-from .edit import IMAGE_PRESETS, VIDEO_PRESETS, sampled
+from .choice import chosen
+from .edit import ALWAYS, IMAGE_PRESETS, VIDEO_PRESETS, sampled
 
 EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
 POSITIONS = ("reference", "trained")
+TASKS = ("question", "caption")
+SAMPLING = ("off", "on")
 
 
 def sampling_input() -> io.Input:
     return io.DynamicCombo.Input(
         "sampling",
         options=[
-            io.DynamicCombo.Option("off", []),
+            io.DynamicCombo.Option(SAMPLING[0], []),
             io.DynamicCombo.Option(
-                "on",
+                SAMPLING[1],
                 [
                     io.Float.Input(
                         "temperature", default=0.7, min=0.01, max=2.0, step=0.01, tooltip="Higher is more varied."
@@ -48,7 +51,8 @@ def sampling_input() -> io.Input:
     )
 
 
-def sampling_options(sampling: dict) -> dict:
+def sampling_options(sampling: dict | None) -> dict:
+    sampling = chosen("sampling", sampling, SAMPLING)
     return {key: value for key, value in sampling.items() if key != "sampling"} | {
         "do_sample": sampling["sampling"] == "on"
     }
@@ -63,20 +67,21 @@ def length_input() -> io.Input:
 def streamed(clip, node_id: str | None) -> Callable[[list[int]], None]:
     """Shows the text on the node while it is written."""
 
-    def show(ids: list[int]) -> None:
-        if node_id is not None:
-            PromptServer.instance.send_progress_text(clip.decode(ids), node_id)
-
-    return show
+    return lambda ids: show(clip.decode(ids), node_id)
 
 
-def respond(clip, model, request: language.Request, max_length: int, sampling: dict, node_id: str | None) -> str:
-    show = streamed(clip, node_id)
-    text = clip.decode(
-        language.answer(clip, model, request, max_length=max_length, on_tokens=show, **sampling_options(sampling))
-    ).strip()
-    if not text and node_id is not None:
-        PromptServer.instance.send_progress_text(EMPTY_HINT, node_id)
+def show(text: str, node_id: str | None) -> None:
+    """Puts the text on the node, on the page that queued the job; a job from a script has none."""
+    page = PromptServer.instance.client_id
+    if node_id is not None and page is not None:
+        PromptServer.instance.send_progress_text(text, node_id, page)
+
+
+def respond(clip, model, request: language.Request, max_length: int, sampling: dict | None, node_id: str | None) -> str:
+    options = {"max_length": max_length, "on_tokens": streamed(clip, node_id)} | sampling_options(sampling)
+    text = clip.decode(language.answer(clip, model, request, **options)).strip()
+    if not text:
+        show(EMPTY_HINT, node_id)
     return text
 
 
@@ -97,7 +102,7 @@ class LanceAnswer(io.ComfyNode):
                     "task",
                     options=[
                         io.DynamicCombo.Option(
-                            "question",
+                            TASKS[0],
                             [
                                 io.String.Input(
                                     "question", multiline=True, dynamic_prompts=True, tooltip="What you want to know."
@@ -105,7 +110,7 @@ class LanceAnswer(io.ComfyNode):
                             ],
                         ),
                         io.DynamicCombo.Option(
-                            "caption",
+                            TASKS[1],
                             [
                                 io.Combo.Input(
                                     "style",
@@ -130,14 +135,14 @@ class LanceAnswer(io.ComfyNode):
                 sampling_input(),
                 io.Combo.Input(
                     "image_resolution",
-                    options=[*IMAGE_PRESETS, media.KEEP],
+                    options=[*IMAGE_PRESETS, *ALWAYS],
                     optional=True,
                     advanced=True,
                     tooltip="How large pictures are for the vision encoder.",
                 ),
                 io.Combo.Input(
                     "video_resolution",
-                    options=[*VIDEO_PRESETS, media.KEEP],
+                    options=[*VIDEO_PRESETS, *ALWAYS],
                     optional=True,
                     advanced=True,
                     tooltip="How large a clip is for the vision encoder.",
@@ -168,9 +173,9 @@ class LanceAnswer(io.ComfyNode):
         cls,
         model,
         clip,
-        task: dict,
-        max_length: int,
-        sampling: dict,
+        task: dict | None = None,
+        max_length: int = 256,
+        sampling: dict | None = None,
         images: io.Autogrow.Type | None = None,
         video: Input.Video | None = None,
         image_resolution: str = IMAGE_PRESETS[0],
@@ -178,6 +183,7 @@ class LanceAnswer(io.ComfyNode):
         positions: str = POSITIONS[0],
         system_prompt: str = "",
     ) -> io.NodeOutput:
+        task = chosen("task", task, TASKS)
         batches = list((images or {}).values())
         clips = [media.see(sampled(video)[0], video_resolution)] if video is not None else []
         modality = "video" if clips else "image"
@@ -215,7 +221,7 @@ class LanceEnhancePrompt(io.ComfyNode):
                 sampling_input(),
                 io.Combo.Input(
                     "image_resolution",
-                    options=[*IMAGE_PRESETS, media.KEEP],
+                    options=[*IMAGE_PRESETS, *ALWAYS],
                     optional=True,
                     advanced=True,
                     tooltip="How large the picture is for the vision encoder.",
@@ -239,8 +245,8 @@ class LanceEnhancePrompt(io.ComfyNode):
         model,
         clip,
         prompt: str,
-        max_length: int,
-        sampling: dict,
+        max_length: int = 256,
+        sampling: dict | None = None,
         image: torch.Tensor | None = None,
         image_resolution: str = IMAGE_PRESETS[0],
         instruction: str = tasks.REWRITE,

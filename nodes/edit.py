@@ -11,10 +11,11 @@ from .encode import advanced_prompts
 
 IMAGE_PRESETS = [name for name in media.PRESETS if name.startswith("image")]
 VIDEO_PRESETS = [name for name in media.PRESETS if name.startswith("video")]
+ALWAYS = (media.KEEP, media.DEMONSTRATION)
 RESOLUTION_TOOLTIP = (
     "The size that the model works in: about as many pixels as the preset, in the nearest of six aspect ratios (the "
-    "edges "
-    "are cropped to it), or the source's own size, cut to multiples of 16."
+    "edges are cropped to it), or the source's own size, cut to multiples of 16. The demonstration model knows 64x64 "
+    "alone."
 )
 
 
@@ -29,6 +30,8 @@ def _encode(
     negative_prompt: str,
     system_prompt: str,
 ) -> tuple:
+    if not prompt.strip():
+        raise ValueError("There is no instruction. Write into prompt what to change, such as: make the circle blue.")
     source, fit = media.take(frames, preset, Label.SOURCE, vae)
     system = system_prompt.strip() or tasks.EDIT[modality]
     positive, negative = language.encode_pair(clip, prompt, negative_prompt, [source], system=system)
@@ -76,7 +79,7 @@ class LanceEncodeEdit(io.ComfyNode):
                 io.String.Input(
                     "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
                 ),
-                io.Combo.Input("resolution", options=[*IMAGE_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP),
+                io.Combo.Input("resolution", options=[*IMAGE_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -139,7 +142,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
                 io.String.Input(
                     "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
                 ),
-                io.Combo.Input("resolution", options=[*VIDEO_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP),
+                io.Combo.Input("resolution", options=[*VIDEO_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP),
                 io.Float.Input(
                     "sample_fps",
                     default=media.FPS,

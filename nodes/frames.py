@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..lance_model import media
-from .edit import RESOLUTION_TOOLTIP, VIDEO_PRESETS
+from .edit import ALWAYS, RESOLUTION_TOOLTIP, VIDEO_PRESETS
 from .latent import latent_frames
 
 CHUNK = 4  # frames in each latent frame but the first
@@ -38,7 +38,7 @@ class LanceImageToVideo(io.ComfyNode):
                     tooltip="The last frame, which is held for the clip's last four, or the frames that the clip "
                     "ends with.",
                 ),
-                io.Combo.Input("resolution", options=[*VIDEO_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP),
+                io.Combo.Input("resolution", options=[*VIDEO_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP),
                 io.Int.Input(
                     "frames",
                     default=49,

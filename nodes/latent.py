@@ -9,6 +9,8 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from .choice import chosen
+
 CUSTOM = "custom"
 SIZES = {
     "image": ["768x768", "1024x576", "944x624", "880x672", "1168x496", "576x1024", "624x944", "672x880", "496x1168"],
@@ -65,7 +67,8 @@ class EmptyLanceLatent(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, size: dict, frames: int, batch_size: int) -> io.NodeOutput:
+    def execute(cls, size: dict | None = None, frames: int = 1, batch_size: int = 1) -> io.NodeOutput:
+        size = chosen("size", size, [*OPTIONS, CUSTOM])
         if size["size"] == CUSTOM:
             width, height = size["width"], size["height"]
         else:

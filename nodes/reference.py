@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..lance_model import language, media, tasks
 from ..lance_model.sequence import Label
-from .edit import IMAGE_PRESETS, RESOLUTION_TOOLTIP, VIDEO_PRESETS
+from .edit import ALWAYS, IMAGE_PRESETS, RESOLUTION_TOOLTIP, VIDEO_PRESETS
 from .encode import advanced_prompts
 
 
@@ -34,7 +34,7 @@ class LanceEncodeReferences(io.ComfyNode):
                 ),
                 io.Combo.Input("target", options=list(tasks.MODALITIES), tooltip="What is to be made."),
                 io.Combo.Input(
-                    "resolution", options=[*IMAGE_PRESETS, *VIDEO_PRESETS, media.KEEP], tooltip=RESOLUTION_TOOLTIP
+                    "resolution", options=[*IMAGE_PRESETS, *VIDEO_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP
                 ),
                 *advanced_prompts(),
             ],

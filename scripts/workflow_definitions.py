@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from workflows import IMAGE_MODEL, KEEP, VIDEO_MODEL
+from workflows import DEMONSTRATION, IMAGE_MODEL, VIDEO_MODEL
 
 REPOSITORY = "https://huggingface.co/bytedance-research/Lance"
 MODEL = "demonstration (nano)"  # comes with the plugin, so every workflow runs as it is
@@ -29,7 +29,7 @@ CIRCLE, CIRCLE_RIGHT, STAR, PAIR, MASK, MOVING = (
     "lance_mask.png",
     "lance_moving.mp4",
 )
-PICTURE_SIZE = "demonstration 64x64"
+PICTURE_SIZE = DEMONSTRATION
 FRAMES = 9
 
 SEED = 42
@@ -99,12 +99,12 @@ For Lance itself, get from [bytedance-research/Lance]({REPOSITORY}), in the same
 - **Qwen2.5-VL-ViT** / vit.safetensors and config.json (1.3 GB)
 - Wan2.2_VAE.pth (2.8 GB), or ComfyUI's own wan2.2_vae.safetensors in **models/vae**
 
-Press **R**, choose **{model}** in *Load Lance*{sizes}, and write a prompt of your own.
+Press **R** and choose **{model}** in *Load Lance*{sizes}.
 """
 
 
 # What else to choose for Lance itself.
-PICTURE, CLIP = ", *image 768x768* as the size", ", *video 480p* as the size and 49 frames"
+PICTURE, CLIP = ", *image 768x768* as the size", ", *video 480p 848x480* as the size and 49 frames"
 EDITED, EDITED_CLIP = ", *image 768* as the resolution", ", *video 480p* as the resolution"
 GIVEN_CLIP = ", *video 480p* as the resolution and 49 frames"
 SEEN, SEEN_CLIP = (
@@ -222,7 +222,7 @@ def image_edit(g: Graph) -> None:
                 "Lance changes a picture as you tell it and keeps the rest.",
                 "- **Picture**: your own.\n- **Prompt**: an instruction: what to change, remove, add or turn into "
                 "what.\n"
-                "- **Resolution**: *keep size* leaves the picture as it is, cut to multiples of 16.",
+                "- **Resolution**: *demonstration 64x64* suits the demonstration model alone.",
             ),
             EDITED,
         )
@@ -237,7 +237,7 @@ def image_edit(g: Graph) -> None:
         vae=lance["VAE"],
         image=picture["IMAGE"],
         prompt="make the circle blue",
-        resolution=KEEP,
+        resolution=DEMONSTRATION,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
@@ -270,7 +270,7 @@ def masked_edit(g: Graph) -> None:
         image=picture["IMAGE"],
         mask=mask["MASK"],
         prompt="make the square green",
-        resolution=KEEP,
+        resolution=DEMONSTRATION,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
@@ -307,7 +307,7 @@ def multi_turn_edit(g: Graph) -> None:
             vae=lance["VAE"],
             image=image,
             prompt=instruction,
-            resolution=KEEP,
+            resolution=DEMONSTRATION,
         )
         samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
         decoded = g.add("VAEDecode", samples=samples, vae=lance["VAE"])
@@ -344,7 +344,7 @@ def video_edit(g: Graph) -> None:
         vae=lance["VAE"],
         video=video["VIDEO"],
         prompt="make the circle green",
-        resolution=KEEP,
+        resolution=DEMONSTRATION,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], edit["positive"], edit["negative"], edit["latent"])
@@ -376,7 +376,9 @@ def image_to_video(g: Graph) -> None:
         target="video",
         prompt="a red circle moves right on a gray background",
     )
-    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=KEEP, frames=FRAMES)
+    latent = g.add(
+        "LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=DEMONSTRATION, frames=FRAMES
+    )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
     g.column("4 · Clip")
@@ -416,7 +418,7 @@ def first_last_frame(g: Graph) -> None:
         vae=lance["VAE"],
         start=start["IMAGE"],
         end=end["IMAGE"],
-        resolution=KEEP,
+        resolution=DEMONSTRATION,
         frames=FRAMES,
     )
     g.column("3 · Sampling")
@@ -449,7 +451,7 @@ def subject_image(g: Graph) -> None:
         **{"images.image0": reference["IMAGE"]},
         prompt="the object from the picture at the top on a green background",
         target="image",
-        resolution=KEEP,
+        resolution=DEMONSTRATION,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
@@ -484,7 +486,7 @@ def subject_video(g: Graph) -> None:
         **{"images.image0": reference["IMAGE"]},
         prompt="the object from the picture moves right on a pink background",
         target="video",
-        resolution=KEEP,
+        resolution=DEMONSTRATION,
     )
     g.column("3 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
@@ -513,7 +515,7 @@ def image_question(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
-        image_resolution=KEEP,
+        image_resolution=DEMONSTRATION,
         **{
             "task.question": "What color is the square?",
             "images.image0": picture["IMAGE"],
@@ -544,7 +546,7 @@ def video_question(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
-        video_resolution=KEEP,
+        video_resolution=DEMONSTRATION,
         video=video["VIDEO"],
         **{"task.question": "What does the circle do?"},
     )
@@ -575,7 +577,7 @@ def caption(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=KEEP,
+        image_resolution=DEMONSTRATION,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
     g.column("3 · Text")
@@ -587,8 +589,8 @@ def caption_dataset(g: Graph) -> None:
         generation_note(
             "Caption a folder",
             (
-                "Every picture of a folder gets a caption: pictures and text files of the same names are written "
-                "side by side.",
+                "Every picture of a folder gets a caption. Pictures, numbered anew, and text files of the same names "
+                "are written side by side; to keep names, see *clients* in the plugin's folder.",
                 "- **Folder**: a folder in ComfyUI's *input*.\n- **Folder name**: where the pairs go, in ComfyUI's "
                 "*output*.",
             ),
@@ -605,7 +607,7 @@ def caption_dataset(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=KEEP,
+        image_resolution=DEMONSTRATION,
         **{"task.style": "key features", "images.image0": pictures["images"]},
     )
     g.column("3 · Pairs")
@@ -665,7 +667,7 @@ def caption_to_video(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=KEEP,
+        image_resolution=DEMONSTRATION,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
     g.add("PreviewAny", "Caption", source=text["text"])
@@ -676,13 +678,15 @@ def caption_to_video(g: Graph) -> None:
         clip=lance["CLIP"],
         prompt=text["text"],
         image=picture["IMAGE"],
-        image_resolution=KEEP,
+        image_resolution=DEMONSTRATION,
         sampling="on",
     )
     g.add("PreviewAny", "What Lance Wrote", source=written["prompt"])
     g.column("4 · Conditioning and frames")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=written["prompt"], target="video")
-    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=KEEP, frames=FRAMES)
+    latent = g.add(
+        "LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=DEMONSTRATION, frames=FRAMES
+    )
     g.column("5 · Sampling")
     samples = sample(g, lance["MODEL"], prompt["positive"], prompt["negative"], latent["LATENT"])
     g.column("6 · Clip")

@@ -12,7 +12,7 @@ API = REPOSITORY / "api"
 INPUTS = API / "input"  # pictures and clips that the workflows load
 
 IMAGE_MODEL, VIDEO_MODEL = "Lance_3B/model.safetensors", "Lance_3B_Video/model.safetensors"
-KEEP = "keep size"
+DEMONSTRATION = "demonstration 64x64"
 
 Prompt = dict[str, dict]  # node id → class_type and inputs, as POST /prompt takes it
 
@@ -41,7 +41,7 @@ def for_lance(prompt: Prompt) -> Prompt:
         if type == "EmptyLanceLatent":
             inputs["size"] = "video 480p 848x480" if video else "image 768x768"
         for name in ("resolution", "image_resolution", "video_resolution"):
-            if inputs.get(name) == KEEP:
+            if inputs.get(name) == DEMONSTRATION:
                 clip = name == "video_resolution" or type in ("LanceEncodeVideoEdit", "LanceImageToVideo")
                 inputs[name] = "video 480p" if clip else "image 768"
         if inputs.get("frames", 1) != 1:

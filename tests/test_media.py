@@ -41,14 +41,16 @@ def test_buckets_are_those_of_the_reference():
         assert len(found & offered) >= 3, (name, found, offered)
 
 
-@pytest.mark.parametrize("preset", [*media.PRESETS, media.KEEP])
+@pytest.mark.parametrize("preset", [*media.PRESETS, media.KEEP, media.DEMONSTRATION])
 @pytest.mark.parametrize("width, height", [(1, 1), (10000, 50), (50, 10000), (333, 777), (28, 28), (1920, 1080)])
 def test_every_size_fits(width, height, preset):
     fit = media.Fit.of(width, height, preset)
     left, top, right, bottom = fit.box
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert all(n >= 16 and n % 16 == 0 for n in fit.size)
-    if preset != media.KEEP:
+    if preset == media.DEMONSTRATION:
+        assert (fit.size, fit.vision_size) == ((64, 64), (56, 56)) and right - left == bottom - top
+    elif preset != media.KEEP:
         side = media.PRESETS[preset][0]
         assert 0.85 < fit.size[0] * fit.size[1] / side**2 < 1.15
     elif min(width, height) >= 16:

@@ -75,7 +75,9 @@ def test_client_prints_texts(server, tmp_path):
         ({"server": NOWHERE}, "does not answer"),
         ({"set": "model=../../x.safetensors"}, "LanceLoader"),
         ({"set": "steps=-1"}, "KSampler"),
-        ({"set": "prompts=a"}, "no node of"),
+        ({"set": "prompts=a"}, "no input prompts among"),
+        ({"set": "99.seed=1"}, "no input 99.seed among"),
+        ({"upload": "image=nowhere.png"}, "nowhere.png cannot be read"),
         ({"set": "prompt"}, "NAME=VALUE"),
     ],
 )
@@ -83,6 +85,33 @@ def test_client_says_what_is_wrong(server, workflow, tmp_path, settings, words):
     arguments = {"server": server.url, "out": tmp_path} | settings
     done = example("client.py", workflow, *(f"--{name}={value}" for name, value in arguments.items()))
     assert done.returncode > 0 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_client_says_that_a_file_is_the_pages(server):
+    workflow = CLIENTS.parent / "workflows" / "text_to_image.json"
+    done = example("client.py", workflow, "--server", server.url)
+    assert done.returncode == 2 and "not in API format" in done.stderr
+
+
+def test_client_sets_one_node_and_brings_a_file(server, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(CLIENTS)
+    import client
+
+    prompt = {"1": {"inputs": {"image": "a", "mask": ["2", 0]}}, "2": {"inputs": {"image": "b", "task.style": "c"}}}
+    client.change(prompt, "2.image", "d")
+    client.change(prompt, "task.style", "e")
+    assert prompt["1"]["inputs"]["image"] == "a" and prompt["2"]["inputs"] == {"image": "d", "task.style": "e"}
+    client.change(prompt, "image", "f")
+    assert prompt["1"]["inputs"]["image"] == prompt["2"]["inputs"]["image"] == "f"
+    with pytest.raises(KeyError, match="no input mask among 1.image, 2.image, 2.task.style"):
+        client.change(prompt, "mask", "g")
+    assert client.address("here:8188/") == client.address("http://here:8188") == "http://here:8188"
+
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "grün (1).png")
+    workflow = write(tmp_path / "question.json", question())
+    arguments = ("--upload", f"image={tmp_path / 'grün (1).png'}", "--server", server.url.removeprefix("http://"))
+    done = example("client.py", workflow, *arguments)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
 def test_client_tells_the_words_of_a_node_that_fails(server, tmp_path):
@@ -172,6 +201,18 @@ def test_ray_captions_a_folder(two_servers, tmp_path):
 
 
 @needs_ray
+def test_ray_keeps_pictures_apart_that_differ_in_their_ending(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(CLIENTS)
+    import ray_jobs as jobs
+
+    with pytest.raises(ValueError, match="has no pictures"):
+        jobs.captions(tmp_path, {})
+    for name in ("a.png", "a.jpg", "b.webp", "c.txt"):
+        (tmp_path / name).touch()
+    assert [job.name for job in jobs.captions(tmp_path, {})] == ["a.jpg", "a.png", "b"]
+
+
+@needs_ray
 def test_ray_goes_on_when_a_server_dies(two_servers, tmp_path):
     lines = tmp_path / "prompts.txt"
     lines.write_text("\n".join(f"a ball, number {i}" for i in range(1, 9)))
@@ -208,4 +249,4 @@ def test_ray_says_when_no_server_is_left(tmp_path):
     job = ray_jobs("render", lines, "--servers", NOWHERE, "--workflow", write(tmp_path / "p.json", picture()))
     out, err = job.communicate(timeout=300)
     assert job.returncode == 1 and "0 of 2 jobs done" in out and "Traceback" not in err
-    assert "0001 FAILED: no server is left" in err and "0002 FAILED: no server is left" in err
+    assert f"0001 FAILED: no server is left of {NOWHERE}" in err and "0002 FAILED: no server" in err

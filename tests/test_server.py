@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -13,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from comfy_server import ComfyServer
 from safetensors.torch import save_file
 from watching import Run, watch
 
@@ -138,6 +140,45 @@ def test_interrupt_leaves_nothing_behind(server):
     run = watch(server.url, text_to_image(seed=2, denoise=0.99995))
     assert len(run.of_type("progress")) == 3
     assert np.array_equal(saved_frames(server, run)[0][0], before)
+
+
+def test_the_workflows_pictures_are_in_comfyuis_input(server):
+    """Those of a workflow that was opened are there without help, and a user's own picture of that name stays."""
+    from comfyui_lance.nodes import samples
+
+    given = [path.relative_to(samples.SAMPLES) for path in samples.SAMPLES.rglob("*.*")]
+    assert len(given) >= 9
+    with ComfyServer() as fresh:
+        assert all((fresh.base / "input" / path).is_file() for path in given)
+        (fresh.base / "input" / given[0]).write_bytes(b"mine")
+        (fresh.base / "input" / given[1]).unlink()
+        samples.provide(fresh.base / "input")
+        assert (fresh.base / "input" / given[0]).read_bytes() == b"mine"
+        assert (fresh.base / "input" / given[1]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("workflow", "node", "wrong", "words"),
+    [
+        ("text_to_image", "EmptyLanceLatent", {"size": "image 768"}, "size is none of its options.*custom"),
+        ("caption", "LanceAnswer", {"task": "ask"}, "task is none of its options.*question, caption"),
+        ("caption", "LanceAnswer", {"sampling": "maybe"}, "sampling is none of its options.*off, on"),
+        ("image_edit", "LanceEncodeEdit", {"prompt": "  "}, "no instruction.*make the circle blue"),
+    ],
+)
+def test_a_wrong_value_from_a_script(server, workflow, node, wrong, words):
+    prompt = workflows.load(workflow)
+    workflows.of_type(prompt, node)[0].update(wrong)
+    run = watch(server.url, prompt)
+    assert run.end == "execution_error"
+    assert re.search(words, run.error), run.error
+
+
+def test_a_text_appears_on_the_page_that_asked_alone(server):
+    prompt = workflows.load("caption")
+    workflows.of_type(prompt, "LanceAnswer")[0]["max_length"] = 7  # a caption that is not in ComfyUI's cache
+    run = watch(server.url, prompt)
+    assert run.end == "execution_success" and run.words and not run.overheard
 
 
 def test_a_model_that_is_not_there(server):

@@ -14,7 +14,7 @@ import aiohttp
 from PIL import Image
 
 ENDS = {"execution_success", "execution_error", "execution_interrupted"}
-PREVIEW_WITH_METADATA = 4  # the binary event's number in ComfyUI's protocol.py
+TEXT, PREVIEW_WITH_METADATA = 3, 4  # the binary events' numbers in ComfyUI's protocol.py
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Run:
     prompt_id: str = ""
     events: list[tuple[str, dict]] = field(default_factory=list)
     previews: list[Image.Image] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)  # what nodes showed while they ran
+    overheard: int = 0  # pictures and words that a second page got
 
     def of_type(self, name: str) -> list[dict]:
         return [data for event, data in self.events if event == name]
@@ -55,7 +57,11 @@ def watch(url: str, prompt: dict, interrupt_when: Condition | None = None, timeo
 
 async def _watch(url: str, prompt: dict, interrupt_when: Condition | None) -> Run:
     client, run = uuid.uuid4().hex, Run()
-    async with aiohttp.ClientSession(url) as session, session.ws_connect(f"/ws?clientId={client}") as socket:
+    async with (
+        aiohttp.ClientSession(url) as session,
+        session.ws_connect(f"/ws?clientId={client}") as socket,
+        session.ws_connect(f"/ws?clientId={uuid.uuid4().hex}") as other,
+    ):
         await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
         body = {"prompt": prompt, "client_id": client, "extra_data": {"preview_method": "latent2rgb"}}
         async with session.post("/prompt", json=body, raise_for_status=True) as response:
@@ -63,6 +69,8 @@ async def _watch(url: str, prompt: dict, interrupt_when: Condition | None) -> Ru
         async for message in socket:
             if message.type == aiohttp.WSMsgType.BINARY:
                 kind, length = struct.unpack(">II", message.data[:8])
+                if kind == TEXT:  # here the length is that of the node's id
+                    run.words.append(message.data[8 + length :].decode())
                 if kind == PREVIEW_WITH_METADATA:
                     run.previews.append(Image.open(io.BytesIO(message.data[8 + length :])))
                 continue
@@ -71,8 +79,19 @@ async def _watch(url: str, prompt: dict, interrupt_when: Condition | None) -> Ru
                 continue
             run.events.append((event["type"], event["data"]))
             if event["type"] in ENDS:
+                run.overheard = await _overheard(other)
                 return run
             if interrupt_when is not None and interrupt_when(*run.events[-1]):
                 interrupt_when = None
                 await session.post("/interrupt", json={})
     raise ConnectionError("The server closed the websocket before the run's end")
+
+
+async def _overheard(socket: aiohttp.ClientWebSocketResponse) -> int:
+    """How many pictures and words have come."""
+    count = 0
+    try:
+        while True:
+            count += (await socket.receive(timeout=0.2)).type == aiohttp.WSMsgType.BINARY
+    except TimeoutError:
+        return count
