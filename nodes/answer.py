@@ -72,9 +72,8 @@ def streamed(clip, node_id: str | None) -> Callable[[list[int]], None]:
 
 def show(text: str, node_id: str | None) -> None:
     """Puts the text on the node, on the page that queued the job; a job from a script has none."""
-    page = PromptServer.instance.client_id
-    if node_id is not None and page is not None:
-        PromptServer.instance.send_progress_text(text, node_id, page)
+    if node_id is not None and PromptServer.instance.client_id is not None:
+        PromptServer.instance.send_progress_text(text, node_id, PromptServer.instance.client_id)
 
 
 def respond(clip, model, request: language.Request, max_length: int, sampling: dict | None, node_id: str | None) -> str:

@@ -208,6 +208,9 @@ def make_samples(rng: random.Random, count: int) -> tuple[list[world.Scene], lis
                 clip_target=True,
             )
         )
+    for _ in range(count // 2):
+        scene = world.several(rng)
+        from_text(picture(scene), scene)
     return scenes, clips, samples
 
 
@@ -434,9 +437,16 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     return error.sum() / kept.expand_as(clean).sum()
 
 
-FINE_TUNING = {"t2i": 2, "caption": 1.5, "question": 1, "t2v": 0.8, "i2v": 0.4, "clip text": 0.6, "rewrite": 0.3} | {
+FINE_TUNING = {
+    "t2i": 3.5,
+    "caption": 0.8,
+    "question": 0.8,
+    "rewrite": 0.3,
     "edit": 5,
-    "subject": 2.2,
+    "subject": 2.6,
+    "t2v": 0.8,
+    "i2v": 0.4,
+    "clip text": 0.5,
     "clip edit": 0.7,
     "subject clip": 0.5,
 }
