@@ -39,19 +39,17 @@ class ComfyServer:
     """Starts ComfyUI on a free local port over a base folder of its own and stops it again: `with ComfyServer() as
     server`.
 
-    `weights` is a folder in the official layout; without it there is the demonstration model alone. `inputs` are copied
-    to ComfyUI's input. `custom_nodes` come beside the plugin.
+    `weights` is a folder in the official layout; without it there is the demonstration model alone. `custom_nodes` come
+    beside the plugin.
     """
 
     def __init__(
         self,
         weights: Path | None = None,
-        inputs: Path | None = None,
         threads: int | None = 1,
         custom_nodes: tuple[Path, ...] = (),
     ):
         self.weights = weights
-        self.inputs = inputs
         self.custom_nodes = custom_nodes
         # One, as small layers gain nothing from threads, and wait long for them on a busy machine.
         self.environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -69,8 +67,6 @@ class ComfyServer:
             (self.base / "custom_nodes" / path.name).symlink_to(path)
         if self.weights is not None:
             (self.base / "models" / "lance").symlink_to(Path(self.weights).resolve())
-        if self.inputs is not None and self.inputs.is_dir():
-            shutil.copytree(self.inputs, self.base / "input", dirs_exist_ok=True)
         self.log = self.base / "server.log"
         self.start()
         return self

@@ -53,7 +53,7 @@ def main() -> int:
     print("Starting ComfyUI")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave the server's `with` also when terminated
     failed, start = [], time.monotonic()
-    with ComfyServer(arguments.weights, workflows.INPUTS, threads=None if arguments.weights else 1) as server:
+    with ComfyServer(arguments.weights, threads=None if arguments.weights else 1) as server:
         for name in workflows.names():
             prompt = workflows.load(name)
             try:

@@ -130,7 +130,7 @@ class Gallery:
         return text if isinstance(text, str) else text[0]
 
 
-PROMPT = "a red circle on the left and a blue star on the right on a white background"
+PROMPT = "a small red circle on the left and a small blue star on the right on a white background"
 CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.PLACES["on the left"], place="on the left"),), "gray")
 STAR = world.Scene((world.Thing("star", "blue", 13, *world.PLACES["in the middle"], place="in the middle"),), "white")
 

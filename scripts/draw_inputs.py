@@ -15,9 +15,10 @@ FPS, RATE = 12, 44100
 
 
 def scene(background: str, *things: tuple[str, str, str]) -> Scene:
-    """A scene of things given as colour, shape and place, of middle size."""
+    """A scene of things given as colour, shape and place: one of middle size, or several small ones."""
+    radius = SIZES["" if len(things) == 1 else "small"]
     return Scene(
-        tuple(Thing(shape, color, SIZES[""], *PLACES[place], place=place) for color, shape, place in things), background
+        tuple(Thing(shape, color, radius, *PLACES[place], place=place) for color, shape, place in things), background
     )
 
 

@@ -117,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     definitions = [d for d in workflow_definitions.WORKFLOWS if not arguments.names or d.__name__ in arguments.names]
 
-    with ComfyServer(inputs=workflows.INPUTS) as server, open_page(server.url) as page:
+    with ComfyServer() as server, open_page(server.url) as page:
         for definition in definitions:
             name = definition.__name__
             workflow, prompt = draw(page, definition)

@@ -164,7 +164,7 @@ def text_to_image(g: Graph) -> None:
     prompt = g.add(
         "LanceEncode",
         clip=lance["CLIP"],
-        prompt="a red circle on the left and a blue star on the right on a white background",
+        prompt="a small red circle on the left and a small blue star on the right on a white background",
         target="image",
     )
     g.column("3 · Sampling")
@@ -295,7 +295,7 @@ def multi_turn_edit(g: Graph) -> None:
     image = g.add("LoadImage", image=CIRCLE)["IMAGE"]
     instructions = (
         "make the circle purple",
-        "add a small yellow star on the right",
+        "move the circle to the right",
         "change the background to blue",
     )
     for turn, instruction in enumerate(instructions, 1):

@@ -69,10 +69,8 @@ def nano(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server():
-    """A running ComfyUI with the plugin, the tiny checkpoint and the workflows' inputs."""
+    """A running ComfyUI with the plugin and the tiny checkpoint."""
     from comfy_server import ComfyServer, tiny_weights
 
-    import workflows
-
-    with ComfyServer(tiny_weights(), workflows.INPUTS) as server:
+    with ComfyServer(tiny_weights()) as server:
         yield server
