@@ -1,6 +1,7 @@
 """Judges the demonstration model over many prompts a task, as it is and with parts of Lance taken away.
 
-    source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/nano.py [--count 100] [--ablations]
+    source scripts/host.sh
+    PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/nano.py [--count 100] [--ablations 40]
 
 `--model` names another packed model, such as one in training.
 """
@@ -39,7 +40,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="prompts a task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--ablations", action="store_true", help="also without MaPE, and with one expert in both places"
+        "--ablations",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="also without MaPE, and with one expert in both places, over that many prompts a task",
     )
     parser.add_argument("--tasks", default="", help="those with one of these words, by commas")
     parser.add_argument("--model", type=Path, help="a packed model; default: the one that comes with the plugin")
@@ -72,7 +77,8 @@ def main() -> None:
             shares = []
             for name, variant in variants.items():
                 positions._mape = (lambda sequence, plain: plain) if name == "without MaPE" else mape
-                shares.append(judge.right(judge.Judge(variant, clip, vae), task, options.count, options.seed))
+                count = options.count if name == "as it is" else options.ablations
+                shares.append(judge.right(judge.Judge(variant, clip, vae), task, count, options.seed))
             print(f"| {task} | {asked:.0%} |", " | ".join(f"{share:.0%}" for share in shares), "|", flush=True)
         print(
             f"\n{options.count} prompts a task, seed {options.seed}; {time.monotonic() - started:.0f} s",

@@ -18,7 +18,8 @@ CHANNELS = 48
 ENCODER, DECODER = (24, 40, 64), (96, 64, 32, 32)
 RATE = 4e-3
 WHOLE = 0.7  # from here on, on whole pictures, and with the statistics as they are
-NOISE = 0.1  # on the latents in training, which makes the decoder forgiving
+NOISE = 0.2  # at most, on the latents in training
+DECODER_NOISE = 0.6  # what the transformer makes is about 0.4 off, and the decoder learns to see through it
 
 
 class NarrowTAEHV(TAEHV):
@@ -97,12 +98,15 @@ def crop(rng, clips: torch.Tensor, scenes: list[world.Scene], side: int) -> tupl
     return tuple(torch.stack(piece) for piece in zip(*pieces))
 
 
-def step_loss(model: NarrowTAEHV, clips: torch.Tensor, weights: torch.Tensor, from_still: bool) -> torch.Tensor:
-    """Weighted error of pixels and of their differences to their neighbours, which are the edges."""
+def step_loss(
+    model: NarrowTAEHV, clips: torch.Tensor, weights: torch.Tensor, from_still: bool, noise: float
+) -> torch.Tensor:
+    """Weighted error of pixels and of their differences to their neighbours, which are the edges. Each clip's latents
+    get noise of up to `noise`."""
     z = model.latents(clips)
     if from_still:  # image to video begins with the latent of a still
         z = torch.cat([model.latents(clips[:, :, :1]), z[:, :, 1:]], dim=2)
-    error = model.decode(z + NOISE * torch.randn_like(z)) - clips
+    error = model.decode(z + noise * torch.rand(len(z), 1, 1, 1, 1) * torch.randn_like(z)) - clips
     loss = (weights * (error.abs() + 2 * error**2)).mean()
     for dim in (-1, -2):
         n = error.shape[dim] - 1
@@ -136,7 +140,8 @@ def train(rng, steps: int, report, model: NarrowTAEHV | None = None) -> NarrowTA
         batches = [(stills, scenes), (clips, [clip.frames[world.FRAMES // 2] for clip in moving])]
         for batch, shown in batches[: 1 if decoder_alone and step % 4 else 2]:
             batch, weights = crop(rng, batch, shown, side)
-            loss = step_loss(model, batch, weights, batch.shape[2] > 1 and step % 2 == 1)
+            from_still = batch.shape[2] > 1 and step % 2 == 1
+            loss = step_loss(model, batch, weights, from_still, DECODER_NOISE if decoder_alone else NOISE)
             loss.backward()
             recent += 0.02 * (loss.item() - recent)
         for matrix, kernel in zip(matrices, kernels):

@@ -464,7 +464,9 @@ def _read(picture) -> tuple[numpy.ndarray, numpy.ndarray]:
 def look(picture, turned: bool = False) -> tuple[str, list[Seen]]:
     """Background and objects of a picture (PIL, or an array [h, w, 3] in 0..255), from left to right."""
     pixels, rows = _read(picture)
-    background = _nearest(rows[: max(1, len(rows) // 4)].mean(0), BACKGROUNDS)
+    quarter, edge = pixels[: max(1, len(pixels) // 4)], 3
+    border = [quarter[:edge], quarter[edge:, :edge], quarter[edge:, -edge:]]
+    background = _nearest(numpy.median(numpy.concatenate([p.reshape(-1, 3) for p in border]), axis=0), BACKGROUNDS)
     labels, count = ndimage.label(_foreground(pixels, rows))
     seen = []
     for label in range(1, count + 1):
