@@ -9,30 +9,38 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from comfy.cli_args import args as comfy_args
 from run import import_plugin
 
-EXPERT = "_moe_gen"
+AS_IT_IS, EXPERT = "as it is", "_moe_gen"
 
 
-def experts_joined(model, kept: str):
-    """The MODEL with one expert's weights in both: `kept` is understanding or generation."""
-    model = model.clone()
-    model.model = copy.deepcopy(model.model)
-    weights = model.model.diffusion_model.state_dict()
-    for name in [name for name in weights if EXPERT in name]:
-        other = name.replace(EXPERT, "")
-        source, target = (other, name) if kept == "understanding" else (name, other)
-        weights[target] = weights[source].clone()
-    model.model.diffusion_model.load_state_dict(weights)
-    return model
+@contextmanager
+def changed(variant: str, model, positions) -> Iterator[None]:
+    """Without MaPE, or with one expert's weights in both places, and then as it was."""
+    module, mape = model.model.diffusion_model, positions._mape
+    weights = {name: weight.data for name, weight in module.named_parameters()}
+    if variant == "without MaPE":
+        positions._mape = lambda sequence, plain: plain
+    elif variant != AS_IT_IS:
+        for name in [name for name in weights if EXPERT in name]:
+            pair = [name.replace(EXPERT, ""), name]
+            source, target = pair if variant.startswith("understanding") else reversed(pair)
+            module.get_parameter(target).data = weights[source]
+    try:
+        yield
+    finally:
+        positions._mape = mape
+        for name, weight in weights.items():
+            module.get_parameter(name).data = weight
 
 
 def main() -> None:
@@ -61,24 +69,20 @@ def main() -> None:
         nano.PACKED = options.model
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         model, clip, vae = loading.load(nano.checkpoint(Path(folder)))
-        variants = {"as it is": model}
-        if options.ablations:
-            variants |= {"without MaPE": model}
-            variants |= {
-                f"{kept} expert alone": experts_joined(model, kept) for kept in ("understanding", "generation")
-            }
+        variants = [AS_IT_IS, "without MaPE", "understanding expert alone", "generation expert alone"]
+        variants = variants if options.ablations else variants[:1]
+        tester = judge.Judge(model, clip, vae)
         print("| task | asked |", " | ".join(variants), "|")
         print("| --- | ---: |" + " ---: |" * len(variants))
-        mape = positions._mape
         started = time.monotonic()
         for task, (_, asked) in judge.TASKS.items():
             if not any(word in task for word in options.tasks.split(",")):
                 continue
             shares = []
-            for name, variant in variants.items():
-                positions._mape = (lambda sequence, plain: plain) if name == "without MaPE" else mape
-                count = options.count if name == "as it is" else options.ablations
-                shares.append(judge.right(judge.Judge(variant, clip, vae), task, count, options.seed))
+            for variant in variants:
+                count = options.count if variant == AS_IT_IS else options.ablations
+                with changed(variant, model, positions):
+                    shares.append(judge.right(tester, task, count, options.seed))
             print(f"| {task} | {asked:.0%} |", " | ".join(f"{share:.0%}" for share in shares), "|", flush=True)
         print(
             f"\n{options.count} prompts a task, seed {options.seed}; {time.monotonic() - started:.0f} s",

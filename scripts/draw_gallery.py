@@ -130,8 +130,8 @@ class Gallery:
         return text if isinstance(text, str) else text[0]
 
 
-PROMPT = "a small red circle on the left and a small blue star on the right on a white background"
-CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.PLACES["on the left"], place="on the left"),), "gray")
+PROMPT = "a small red circle on the left and a small blue star on the right on a pink background"
+CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.PLACES["on the left"], place="on the left"),), "green")
 STAR = world.Scene((world.Thing("star", "blue", 13, *world.PLACES["in the middle"], place="in the middle"),), "white")
 
 
@@ -141,10 +141,10 @@ def overview(gallery: Gallery) -> Image.Image:
     prompts = [
         PROMPT,
         "a large green heart in the middle on a pink background",
-        "two small purple squares on a graded blue background",
+        "two small purple squares on a blue background",
         "a small cyan triangle at the top and a small orange cross at the bottom on a black background",
         "a yellow star at the top on a gray background",
-        "a large pink star in the middle on a graded black background",
+        "three small orange hearts on a green background",
     ]
     edits = [make(rng) for make in world.EDITS[:3] + world.EDITS[4:]]
     singles = [world.single(rng) for _ in range(3)]
@@ -153,7 +153,7 @@ def overview(gallery: Gallery) -> Image.Image:
         "at the top on a green background",
         "on the right on a gray background",
     ]
-    moving = ("a green heart moves up on a pink background", "a blue square grows on a white background")
+    moving = ("a green heart moves up on a pink background", "a blue square grows on a green background")
     scenes = [world.a_scene(rng) for _ in range(6)]
     return sheet(
         [
@@ -201,17 +201,17 @@ def help_pictures(gallery: Gallery) -> dict[str, Callable[[], list]]:
         ),
         "pink",
     )
-    question = "What color is the square?"
+    question = "Where is the orange square?"
     asked = {"task": "question", "question": question}
     seen = {"images": {"image0": judging.image(pair)}, "image_resolution": gallery.media.KEEP}
-    source, greener = gallery.edited_clip(INPUTS / "lance_moving.mp4", "make the circle green")
-    moved = gallery.from_picture(CIRCLE, "a red circle moves right on a gray background")
+    source, recolored = gallery.edited_clip(INPUTS / "lance_moving.mp4", "make the circle purple")
+    moved = gallery.from_picture(CIRCLE, "a red circle moves right on a green background")
     clip = judge.made("a green heart moves up on a pink background", 5, world.FRAMES)
     return {
         "LanceLoader": [PROMPT, made],
         "LanceEncode": [PROMPT, made],
         "LanceEncodeEdit": [pixels(CIRCLE), "make the circle blue", gallery.edited(CIRCLE, "make the circle blue")],
-        "LanceEncodeVideoEdit": [source[4], "make the circle green", greener[4]],
+        "LanceEncodeVideoEdit": [source[4], "make the circle purple", recolored[4]],
         "LanceEncodeReferences": [
             pixels(STAR),
             gallery.with_subject(STAR, "the object from the picture at the top on a green background"),

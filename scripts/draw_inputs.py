@@ -22,10 +22,10 @@ def scene(background: str, *things: tuple[str, str, str]) -> Scene:
     )
 
 
-CIRCLE = scene("gray", ("red", "circle", "on the left"))
+CIRCLE = scene("green", ("red", "circle", "on the left"))
 PICTURES = {
     "lance_circle": CIRCLE,
-    "lance_circle_right": scene("gray", ("red", "circle", "on the right")),
+    "lance_circle_right": scene("green", ("red", "circle", "on the right")),
     "lance_star": scene("white", ("blue", "star", "in the middle")),
     "lance_pair": scene("pink", ("blue", "circle", "on the left"), ("orange", "square", "on the right")),
 }

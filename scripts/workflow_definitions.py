@@ -164,7 +164,7 @@ def text_to_image(g: Graph) -> None:
     prompt = g.add(
         "LanceEncode",
         clip=lance["CLIP"],
-        prompt="a small red circle on the left and a small blue star on the right on a white background",
+        prompt="a small red circle on the left and a small blue star on the right on a pink background",
         target="image",
     )
     g.column("3 · Sampling")
@@ -343,7 +343,7 @@ def video_edit(g: Graph) -> None:
         clip=lance["CLIP"],
         vae=lance["VAE"],
         video=video["VIDEO"],
-        prompt="make the circle green",
+        prompt="make the circle purple",
         resolution=DEMONSTRATION,
     )
     g.column("3 · Sampling")
@@ -374,7 +374,7 @@ def image_to_video(g: Graph) -> None:
         "LanceEncode",
         clip=lance["CLIP"],
         target="video",
-        prompt="a red circle moves right on a gray background",
+        prompt="a red circle moves right on a green background",
     )
     latent = g.add(
         "LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=DEMONSTRATION, frames=FRAMES
@@ -411,7 +411,7 @@ def first_last_frame(g: Graph) -> None:
         "LanceEncode",
         clip=lance["CLIP"],
         target="video",
-        prompt="a red circle moves right on a gray background",
+        prompt="a red circle moves right on a green background",
     )
     latent = g.add(
         "LanceImageToVideo",
@@ -517,7 +517,7 @@ def image_question(g: Graph) -> None:
         task="question",
         image_resolution=DEMONSTRATION,
         **{
-            "task.question": "What color is the square?",
+            "task.question": "Where is the orange square?",
             "images.image0": picture["IMAGE"],
         },
     )

@@ -438,6 +438,7 @@ def _outline_box(mask: numpy.ndarray) -> numpy.ndarray:
     return numpy.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)) > 127
 
 
+STANDS_OUT = 55  # of 255: how far a colour is at least from that of its background; fainter is a shade of that
 BLURS = (0, 2, 3.5)  # of the shapes to compare with, which are of radius 20: a soft star is a star
 
 
@@ -523,4 +524,4 @@ def _foreground(pixels: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
     strong = ndimage.labeled_comprehension(
         distance, labels, range(count + 1), lambda x: numpy.percentile(x, 90), float, 0.0
     )
-    return (labels > 0) & (distance > strong[labels] / 2)
+    return (labels > 0) & (strong[labels] > STANDS_OUT) & (distance > strong[labels] / 2)
