@@ -1,6 +1,6 @@
 """What ComfyUI's step caches skip, and what that costs, on the demonstration model.
 
-    source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/caches.py [--count 50]
+    source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/caches.py [--count 30]
 
 The same prompts and noise with and without each cache: passes of the transformer, time, how far the pictures are from
 those of the full run (PSNR), and the share that is as asked.
@@ -25,7 +25,7 @@ THRESHOLDS = (0.1, 0.2, 0.4)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=50, help="prompts")
+    parser.add_argument("--count", type=int, default=30, help="prompts")
     options = parser.parse_args()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
     import_plugin()

@@ -340,7 +340,8 @@ def test_an_interrupted_conversion_leaves_nothing(tiny, tmp_path):
     """Ctrl-C while the file is being written."""
     script = Path(convert.__file__)
     slow = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, {str(script.parent)!r})
 import convert
 convert.convert.__defaults__ = (lambda *_: (print("writing", flush=True), time.sleep(0.2)),)
