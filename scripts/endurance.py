@@ -141,7 +141,15 @@ def run(server: ComfyServer, job: Prompt) -> Result:
 
 
 def same(a: Result, b: Result) -> bool:
-    return bool(a) and len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+    """The same words, and pictures less than 4 levels apart in the mean: now and then a sum in another order moves a
+    pixel by one, which a clip's compression spreads to less than 1; another result is 17 away."""
+    return bool(a) and len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b))
+
+
+def _alike(a: str | np.ndarray, b: str | np.ndarray) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return a.shape == b.shape and np.abs(a.astype(int) - b).mean() < 4
 
 
 def post(server: ComfyServer, path: str, **values) -> None:
