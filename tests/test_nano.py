@@ -128,4 +128,4 @@ def test_what_was_asked_for_is_made(nano, task):
 
 def test_the_same_seed_is_the_same_picture(nano):
     one, two, other = (judge.Judge(*nano).made("a red circle in the middle on a gray background", s) for s in (1, 1, 2))
-    assert np.array_equal(one, two) and not np.array_equal(one, other)
+    assert np.abs(one.astype(int) - two).max() <= 2 < np.abs(one.astype(int) - other).max()

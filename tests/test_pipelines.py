@@ -34,7 +34,12 @@ def write(path: Path, prompt: dict) -> Path:
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Sums in another order can move a pixel by a level."""
+    return a.shape == b.shape and np.abs(a - b).max() <= 2
 
 
 @pytest.fixture()
@@ -58,9 +63,9 @@ def draw(server, workflow: Path, out: Path, **settings) -> np.ndarray:
 def test_client_changes_prompt_and_seed(server, workflow, tmp_path):
     ball = draw(server, workflow, tmp_path / "ball", prompt="a red ball", seed=3)
     assert ball.shape == (64, 64, 3)
-    assert np.array_equal(ball, draw(server, workflow, tmp_path / "again", prompt="a red ball", seed=3))
-    assert not np.array_equal(ball, draw(server, workflow, tmp_path / "seed", prompt="a red ball", seed=4))
-    assert not np.array_equal(ball, draw(server, workflow, tmp_path / "prompt", prompt="a = b", seed=3))
+    assert same(ball, draw(server, workflow, tmp_path / "again", prompt="a red ball", seed=3))
+    assert not same(ball, draw(server, workflow, tmp_path / "seed", prompt="a red ball", seed=4))
+    assert not same(ball, draw(server, workflow, tmp_path / "prompt", prompt="a = b", seed=3))
 
 
 def test_client_prints_texts(server, tmp_path):
@@ -146,7 +151,7 @@ def test_comfy_api_simplified(server, workflow, tmp_path):
     job, _ = asyncio.run(api.queue_prompt_and_wait(titled))
     (saved,) = api.get_history(job)[job]["outputs"]["6"]["images"]
     (tmp_path / "theirs.png").write_bytes(api.get_image(saved["filename"], saved["subfolder"], saved["type"]))
-    assert np.array_equal(pixels(tmp_path / "theirs.png"), draw(server, workflow, tmp_path / "ours", seed=3))
+    assert same(pixels(tmp_path / "theirs.png"), draw(server, workflow, tmp_path / "ours", seed=3))
 
 
 @pytest.mark.skipif(shutil.which("comfy") is None, reason="needs `pip install comfy-cli`")

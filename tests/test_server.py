@@ -139,7 +139,7 @@ def test_interrupt_leaves_nothing_behind(server):
     # A denoise that rounds to 1 keeps ComfyUI from answering out of its cache.
     run = watch(server.url, text_to_image(seed=2, denoise=0.99995))
     assert len(run.of_type("progress")) == 3
-    assert np.array_equal(saved_frames(server, run)[0][0], before)
+    assert np.abs(saved_frames(server, run)[0][0].astype(int) - before).max() <= 2
 
 
 def test_the_workflows_pictures_are_in_comfyuis_input(server):
