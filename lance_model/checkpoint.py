@@ -26,6 +26,9 @@ from .config import Shape
 MARK = "language_model.model.layers.0.self_attn.q_proj_moe_gen."
 MARKS = (MARK + "weight", MARK + "qweight")  # plain or packed
 DOWNLOAD = "Download Lance_3B or Lance_3B_Video from the official Lance repository into models/lance."
+# What the parts beside a transformer are called, here and in ComfyUI's folders.
+VISION_FILES = ("Qwen2.5-VL-ViT/vit.safetensors", "vit.safetensors")
+VAE_FILES = ("Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors", "Wan2.2_VAE.pth")
 
 # Where a key belongs, by the first prefix that fits: the prefix in the file, the part, the prefix in that part.
 PLACES = (

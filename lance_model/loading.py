@@ -23,6 +23,8 @@ import torch
 from . import context, guidance, quantised
 from .checkpoint import (
     DOWNLOAD,
+    VAE_FILES,
+    VISION_FILES,
     CheckpointError,
     Part,
     Parts,
@@ -40,9 +42,7 @@ from .transformer import LanceTransformer
 
 WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fn_fast": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-VISION_FILES = ("Qwen2.5-VL-ViT/vit.safetensors", "vit.safetensors")
 CHOOSE_VAE = "Choose Wan 2.2's (Wan2.2_VAE.pth or wan2.2_vae.safetensors)."
-VAE_FILES = ("Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors", "Wan2.2_VAE.pth")
 
 # Model patchers and VAEs in use, by files and dtype. Weak: what nobody uses is freed.
 _in_use: weakref.WeakValueDictionary = weakref.WeakValueDictionary()

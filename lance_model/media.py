@@ -27,9 +27,9 @@ PRESETS = {
     "video 360p": (480, 476),
     "video 192p": (256, 224),
 }
-DEMONSTRATION_SIDES = (64, 56)
 KEEP = "keep size"  # the picture's own size, cut to the latent grid
-DEMONSTRATION = "demonstration 64x64"  # whatever the picture's size
+DEMONSTRATION = "demonstration 64x64"  # a square, whatever the picture's size
+DEMONSTRATION_SIDES = (64, 56)
 VISION_SCALE = 7 / 8  # of the VAE's size, as in the image presets
 
 FPS = 12

@@ -48,8 +48,7 @@ ASSISTANT = "You are a helpful assistant."
 # Not of the training: how a short idea is written out.
 REWRITE = (
     "You write prompts for a text-to-video model. Rewrite the user's short idea as one long, concrete, cinematic "
-    "description in English: "
-    "the subject and its look, the setting, light and colours, what moves and how, and the camera. Keep everything "
-    "that the user asked "
-    "for, add nothing that contradicts it, and answer with the description alone."
+    "description in English: the subject and its look, the setting, light and colours, what moves and how, and the "
+    "camera. Keep everything that the user asked for, add nothing that contradicts it, and answer with the description "
+    "alone."
 )

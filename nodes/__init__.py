@@ -1,4 +1,4 @@
-"""The nodes. One feature a file; each exports NODES."""
+"""The nodes. One feature a file, listed in FEATURES; each exports NODES. `choice` and `samples` serve them."""
 
 import os
 from pathlib import Path

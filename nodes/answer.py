@@ -64,23 +64,21 @@ def length_input() -> io.Input:
     )
 
 
-def streamed(clip, node_id: str | None) -> Callable[[list[int]], None]:
-    """Shows the text on the node while it is written."""
-
-    return lambda ids: show(clip.decode(ids), node_id)
-
-
-def show(text: str, node_id: str | None) -> None:
-    """Puts the text on the node, on the page that queued the job; a job from a script has none."""
-    if node_id is not None and PromptServer.instance.client_id is not None:
-        PromptServer.instance.send_progress_text(text, node_id, PromptServer.instance.client_id)
+def shown(node_id: str | None) -> Callable[[str], None] | None:
+    """Puts a text on the node, on the page that queued the job; None if none did, as for a job from a script."""
+    page = None if node_id is None else PromptServer.instance.client_id
+    return None if page is None else lambda text: PromptServer.instance.send_progress_text(text, node_id, page)
 
 
 def respond(clip, model, request: language.Request, max_length: int, sampling: dict | None, node_id: str | None) -> str:
-    options = {"max_length": max_length, "on_tokens": streamed(clip, node_id)} | sampling_options(sampling)
+    """The answer, which is shown on the node while it is written."""
+    show = shown(node_id)
+    options = {"max_length": max_length} | sampling_options(sampling)
+    if show is not None:
+        options["on_tokens"] = lambda ids: show(clip.decode(ids))
     text = clip.decode(language.answer(clip, model, request, **options)).strip()
-    if not text:
-        show(EMPTY_HINT, node_id)
+    if not text and show is not None:
+        show(EMPTY_HINT)
     return text
 
 

@@ -46,6 +46,8 @@ def import_lance_model() -> None:
 import_lance_model()
 
 from lance_model.checkpoint import (  # noqa: E402
+    VAE_FILES,
+    VISION_FILES,
     CheckpointError,
     Header,
     Part,
@@ -63,8 +65,6 @@ DTYPES |= {"U8": torch.uint8, "I64": torch.int64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F32", "BF16", "F16")
 CHUNK = 1 << 24  # elements
-VISION_FILES = ("Qwen2.5-VL-ViT/vit.safetensors", "vit.safetensors")
-VAE_FILES = ("Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors", "Wan2.2_VAE.pth")
 VAE_MARKS = ("vae.conv2.weight", "vae.decoder.1.weight")  # take the 48 channels, in Wan 2.2's VAE or a small one
 PREFIXES = {"model": "model.diffusion_model.", "language": "text_encoders.", "vision": "text_encoders.", "vae": "vae."}
 # Activations that nobody calibrated keep their precision.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the demonstration model from nothing, three to four hours on a CPU with two cores; stopped, it goes on where it was.
+# Trains the demonstration model from nothing, which takes hours on a CPU; stopped, it goes on where it was.
 #
 #   bash scripts/train_nano.sh [--out DIR] [--steps N]
 #

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_server import ComfyServer
+from interface import inputs
 from safetensors.torch import save_file
 from watching import Run, watch
 
@@ -114,6 +115,18 @@ def test_workflow_runs(server, name):
             rate = workflows.of_type(prompt, "CreateVideo")[0]["fps"]
             assert fps == rate or isinstance(rate, list)  # linked to the source's
             assert all(np.ptp(np.diff(frames.astype(int), axis=0), axis=(1, 2, 3)) > 0)  # it moves
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_workflow_for_lance_asks_for_what_the_nodes_offer(lance_nodes, name):
+    """As `demo.sh --weights` runs it: no trace of the demonstration model, and every choice is one."""
+    for spec in workflows.for_lance(workflows.load(name)).values():
+        if spec["class_type"] not in lance_nodes:
+            continue
+        assert not [value for value in spec["inputs"].values() if "demonstration" in str(value)]
+        for key, settings in inputs(lance_nodes[spec["class_type"]]["input"]):
+            if "options" in settings and key in spec["inputs"]:
+                assert spec["inputs"][key] in settings["options"], key
 
 
 def test_the_page_follows_the_sampling(server):
