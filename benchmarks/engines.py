@@ -153,9 +153,9 @@ class Plugin:
         self.tokens += und.shape[1] + (gen.shape[1] if gen is not None else 0)
         return self.compute(und, gen, *args)
 
-    def _apply(self, executor, *args, **kwargs):
-        self.target += 1
-        return executor(*args, **kwargs)
+    def _apply(self, executor, x, *args, **kwargs):
+        self.target += len(x)
+        return executor(x, *args, **kwargs)
 
     def run(self, sample: Sample, max_length: int = 0) -> Result:
         self.target = self.contexts = self.tokens = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import comfy.conds
 import comfy.latent_formats
@@ -17,6 +18,34 @@ from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
 from .transformer import KeyValues, LanceTransformer
 
 
+ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
+
+
+class Branches(comfy.conds.CONDRegular):
+    """The sequences of branches that go through the model together, each with an equal share of the batch."""
+
+    def __init__(self, cond: tuple[Sequence, ...], small: bool):
+        super().__init__(cond)
+        self.small = small
+
+    def process_cond(self, batch_size, **kwargs) -> Branches:
+        return self
+
+    def can_concat(self, other: Branches) -> bool:
+        return self.small and other.small
+
+    def concat(self, others: list[Branches]) -> tuple[Sequence, ...]:
+        return sum((other.cond for other in others), self.cond)
+
+    def size(self) -> list[int]:
+        """Read by `Lance.memory_required`."""
+        return _context_shape(self.cond[0])
+
+
+def _context_shape(sequence: Sequence) -> list[int]:
+    return [1, 1, sum(len(s) for s in sequence.context)]
+
+
 class Lance(comfy.model_base.BaseModel):
     """Rectified flow on Wan 2.2 latents [B, 48, t, h, w], conditioned on an interleaved sequence."""
 
@@ -24,8 +53,8 @@ class Lance(comfy.model_base.BaseModel):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=LanceTransformer)
 
     def extra_conds(self, **kwargs) -> dict:
-        sequence = self._sequence(kwargs)
-        out = {"sequence": comfy.conds.CONDConstant(sequence)}
+        noise = kwargs["noise"]
+        out = {"sequences": Branches((self._sequence(kwargs),), noise[:, :1].numel() <= ONE_PASS)}
         mask = kwargs.get("denoise_mask")
         if mask is not None:
             out["denoise_mask"] = comfy.conds.CONDNoiseShape(mask[:, :1])
@@ -69,20 +98,19 @@ class Lance(comfy.model_base.BaseModel):
         return latent_image
 
     def _apply_model(
-        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequence=None, **kwargs
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequences=(), **kwargs
     ):
         store = transformer_options.get(STORE)
         if store is None or comfy.model_management.in_training:  # training changes the weights in every step
             store = ContextStore()
         device, dtype, grid = x.device, self.get_dtype_inference(), tuple(x.shape[2:])
-        past = store.context(
-            sequence,
-            (self, device, *self._hook_strengths()),
-            transformer_options.get("sigmas"),
-            lambda first, past: self._context(sequence, first, past, device, dtype, transformer_options),
-        )
-        brackets, frequencies, tables = store.target(
-            (self, sequence, grid, device), lambda: self._target(sequence, grid, device, dtype)
+        past, variant = [], (self, device, *self._hook_strengths())
+        for sequence in sequences:
+            compute = partial(self._context, sequence, device, dtype, transformer_options)
+            past.append(store.context(sequence, variant, transformer_options.get("sigmas"), compute))
+        share = len(x) // len(sequences)
+        brackets, *frequencies, tables = store.target(
+            (self, sequences, share, grid, device), lambda: self._targets(sequences, share, grid, device, dtype)
         )
         return super()._apply_model(
             x,
@@ -102,7 +130,7 @@ class Lance(comfy.model_base.BaseModel):
         return [(hook.hook_ref, hook.strength) for hook in hooks.hooks] if hooks is not None else []
 
     def _context(
-        self, sequence: Sequence, first: int, past: list[KeyValues], device, dtype, transformer_options
+        self, sequence: Sequence, device, dtype, transformer_options, first: int, past: list[KeyValues]
     ) -> KeyValues:
         """Keys and values of the context's segments from `first` on."""
         context = sequence.context
@@ -126,23 +154,28 @@ class Lance(comfy.model_base.BaseModel):
         tables = latent_position_tables(segment.grid, self.diffusion_model.hidden, device, dtype)
         return self.diffusion_model.embed_latents(latent, torch.zeros(1, device=device), tables)
 
-    def _target(self, sequence: Sequence, grid, device, dtype) -> tuple:
-        """The target's bracket embeddings, rotary frequencies and position tables."""
-        source = [s.grid for s in sequence.segments if s.label == Label.SOURCE]
-        if source and source != [grid]:
-            raise ValueError(
-                f"An edit's latent must be as large as its source: it is {_size(grid)}, the source {_size(source[0])}. "
-                "Connect the latent of the node that encoded the edit; areas do not work on edits, masks do."
-            )
-        placed = sequence.with_target(grid)
-        positions = position_ids(placed)[-1:]
-        frequencies = stream_frequencies(placed.segments[-1:], positions, self.diffusion_model.head_dim, device)
+    def _targets(self, sequences: tuple[Sequence, ...], share: int, grid: Grid, device, dtype) -> tuple:
+        """Of the targets, each `share` times: bracket embeddings, rotary frequencies of brackets and latents. And the
+        latents' position tables."""
+        targets = []
+        for sequence in sequences:
+            source = [s.grid for s in sequence.segments if s.label == Label.SOURCE]
+            if source and source != [grid]:
+                raise ValueError(
+                    f"An edit's latent must be as large as its source: it is {_size(grid)}, the source "
+                    f"{_size(source[0])}. Connect the latent of the node that encoded the edit; areas do not work on "
+                    "edits, masks do."
+                )
+            placed = sequence.with_target(grid)
+            positions = position_ids(placed)[-1:]
+            frequencies = stream_frequencies(placed.segments[-1:], positions, self.diffusion_model.head_dim, device)
+            targets += [(sequence.embeddings[:, -2:].to(device, dtype), *frequencies)] * share
         tables = latent_position_tables(grid, self.diffusion_model.hidden, device, dtype)
-        return sequence.embeddings[:, -2:].to(device, dtype), frequencies, tables
+        return *(torch.cat(rows) for rows in zip(*targets)), tables
 
     def extra_conds_shapes(self, **kwargs) -> dict:
         sequence = kwargs.get(CONDITIONING)
-        return {} if sequence is None else {"context": [1, 1, sum(len(s) for s in sequence.context)]}
+        return {} if sequence is None else {"sequences": _context_shape(sequence)}
 
     def memory_required(self, input_shape, cond_shapes={}) -> float:
         """Bytes of activations and of context keys and values, beside the weights.
@@ -152,10 +185,10 @@ class Lance(comfy.model_base.BaseModel):
         """
         model, size = self.diffusion_model, comfy.model_management.dtype_size(self.get_dtype_inference())
         target = input_shape[0] * math.prod(input_shape[2:])
-        context = sum(math.prod(shape) for shape in cond_shapes.get("context", []))
+        context = sum(math.prod(shape) for shape in cond_shapes.get("sequences", []))
         kv = 2 * model.kv_heads * model.head_dim
         activations = target * (3 * model.inner + 8 * model.hidden + 2 * kv + 4 * model.head_dim)
-        widest = max((math.prod(shape) for shape in cond_shapes.get("context", [])), default=0)
+        widest = max((math.prod(shape) for shape in cond_shapes.get("sequences", [])), default=0)
         activations = max(activations, widest * (3 * model.inner + 8 * model.hidden + 2 * kv))
         return 1.2 * size * (activations + input_shape[0] * context * 2 * kv) + size * context * kv * len(model.layers)
 

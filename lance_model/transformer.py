@@ -126,15 +126,16 @@ class DecoderLayer(nn.Module):
 
     def forward(self, und, gen, frequencies, past, transformer_options):
         """One layer of the target block: brackets [B, 2, hidden] and latents [B, n, hidden] see the context and each
-        other."""
-        qu, ku, vu = self.project(und, frequencies[0], UND)
-        qg, kg, vg = self.project(gen, frequencies[1], GEN)
-        batch = und.shape[0]
-        keys = torch.cat([*(k.expand(batch, -1, -1, -1) for k, _ in past), ku, kg], dim=2)
-        values = torch.cat([*(v.expand(batch, -1, -1, -1) for _, v in past), vu, vg], dim=2)
-        out = self.attend(
-            optimized_attention, torch.cat([qu, qg], dim=2), keys, values, transformer_options=transformer_options
-        )
+        other. `past` holds the context's pieces for each branch; the branches share the batch evenly, in order."""
+        streams = self.project(und, frequencies[0], UND), self.project(gen, frequencies[1], GEN)
+        out = []
+        for pieces, qu, ku, vu, qg, kg, vg in zip(past, *(x.chunk(len(past)) for stream in streams for x in stream)):
+            share = len(qu)
+            keys = torch.cat([*(k.expand(share, -1, -1, -1) for k, _ in pieces), ku, kg], dim=2)
+            values = torch.cat([*(v.expand(share, -1, -1, -1) for _, v in pieces), vu, vg], dim=2)
+            queries = torch.cat([qu, qg], dim=2)
+            out.append(self.attend(optimized_attention, queries, keys, values, transformer_options=transformer_options))
+        out = torch.cat(out) if len(out) > 1 else out[0]
         return self.finish(und, out[:, : und.shape[1]], UND), self.finish(gen, out[:, und.shape[1] :], GEN)
 
     def context(self, und, gen, frequencies, runs: list[Run], past, transformer_options):
@@ -302,7 +303,10 @@ class LanceTransformer(nn.Module):
         ).execute(x, timesteps, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, transformer_options, brackets, frequencies, tables, past, denoise_mask=None):
-        """Velocity [B, 48, t, h, w] of the target."""
+        """Velocity [B, 48, t, h, w] of the target.
+
+        `past` holds the pieces of keys and values for each branch. Frequencies and `brackets` are [B, ...] or [1, ...].
+        """
         gen = self.embed_latents(x, timesteps, tables)
         und = brackets.expand(x.shape[0], -1, -1)
         replace = transformer_options.get("patches_replace", {}).get("dit", {})
@@ -310,7 +314,7 @@ class LanceTransformer(nn.Module):
         transformer_options["block_type"] = "double"
         for i, layer in enumerate(self.layers):
             transformer_options["block_index"] = i
-            layer_past = [piece[i] for piece in past]
+            layer_past = [[piece[i] for piece in pieces] for pieces in past]
             if ("double_block", i) in replace:
 
                 def block(args, layer=layer, layer_past=layer_past):

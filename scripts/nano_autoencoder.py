@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import world
+from comfy.latent_formats import Wan22
 from comfy.taesd.taehv import TAEHV, Clamp, MemBlock, TGrow, TPool, conv
 
 CHANNELS = 48
@@ -19,12 +20,15 @@ ENCODER, DECODER = (24, 40, 64), (96, 64, 32, 32)
 RATE = 4e-3
 WHOLE = 0.7  # from here on, on whole pictures, and with the statistics as they are
 NOISE = 0.2  # at most, on the latents in training
-DECODER_NOISE = 0.6  # what the transformer makes is about 0.4 off, and the decoder learns to see through it
+DECODER_NOISE = 0.3  # what the transformer makes is about 0.1 off, at times more
+
+
+SPACE = Wan22()  # its mean and deviation lie between the latents of the VAE and those that are sampled
 
 
 class NarrowTAEHV(TAEHV):
-    """Same modules, same names, fewer channels. Latents are whitened by running statistics, which `fold` moves into
-    the encoder's last layer."""
+    """Same modules, same names, fewer channels. Latents to be sampled are whitened by running statistics, which `fold`
+    moves into the encoder's last layer."""
 
     def __init__(self):
         super().__init__(CHANNELS, parallel=True)
@@ -54,16 +58,21 @@ class NarrowTAEHV(TAEHV):
                 nn.init.zeros_(block.conv[4].weight)
 
     def latents(self, clips: torch.Tensor) -> torch.Tensor:
-        """Clips [B, 3, 1 + 4k, h, w] in 0..1 → white latents [B, 48, 1 + k, h / 16, w / 16]."""
-        return self.whiten(self.encode(clips))
+        """Clips [B, 3, 1 + 4k, h, w] in 0..1 → white latents [B, 48, 1 + k, h / 16, w / 16], as they are sampled."""
+        return self.whiten(SPACE.process_in(self.encode(clips)))
+
+    def clips(self, latents: torch.Tensor) -> torch.Tensor:
+        """The way back from `latents`."""
+        return self.decode(SPACE.process_out(latents))
 
     def fold(self) -> dict[str, torch.Tensor]:
         """Weights in which the whitening is part of the encoder."""
         weights = {name: w.clone() for name, w in self.state_dict().items() if not name.startswith("whiten.")}
         last = f"encoder.{len(self.encoder) - 1}"
         scale = (self.whiten.running_var + self.whiten.eps).rsqrt()
+        mean, std = SPACE.latents_mean.flatten(), SPACE.latents_std.flatten()
         weights[f"{last}.weight"] *= scale[:, None, None, None]
-        weights[f"{last}.bias"] = (weights[f"{last}.bias"] - self.whiten.running_mean) * scale
+        weights[f"{last}.bias"] = (weights[f"{last}.bias"] - mean - self.whiten.running_mean * std) * scale + mean
         return weights
 
 
@@ -106,7 +115,7 @@ def step_loss(
     z = model.latents(clips)
     if from_still:  # image to video begins with the latent of a still
         z = torch.cat([model.latents(clips[:, :, :1]), z[:, :, 1:]], dim=2)
-    error = model.decode(z + noise * torch.rand(len(z), 1, 1, 1, 1) * torch.randn_like(z)) - clips
+    error = model.clips(z + noise * torch.rand(len(z), 1, 1, 1, 1) * torch.randn_like(z)) - clips
     loss = (weights * (error.abs() + 2 * error**2)).mean()
     for dim in (-1, -2):
         n = error.shape[dim] - 1

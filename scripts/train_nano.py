@@ -429,7 +429,7 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     x = clean + kept * t[:, None, None, None, None] * (noise - clean)
     tau = t[:, None] * kept.flatten(1)
     tables = latent_position_tables(tuple(clean.shape[2:]), transformer.hidden, device, torch.float32)
-    past = [[tuple(several(x) for x in kv) for kv in piece] for piece in (system, known)]
+    past = [[[tuple(several(x) for x in kv) for kv in piece] for piece in (system, known)]]
     velocity = transformer._forward(
         x, tau, {}, several(und[:, -2:]), frequencies(len(segments) - 1, len(segments)), tables, past
     )

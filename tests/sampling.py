@@ -12,9 +12,9 @@ import torch
 
 @dataclass
 class Probe:
-    """Counts passes and keeps the first velocity of each branch (cond is 0, uncond is 1)."""
+    """Counts the branches of each pass and keeps the first velocity of each (cond is 0, uncond is 1)."""
 
-    passes: int = 0
+    branches: list[int] = field(default_factory=list)
     velocities: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def attach(self, model):
@@ -23,10 +23,16 @@ class Probe:
         return model
 
     def _wrapper(self, executor, x, timesteps, transformer_options, *args, **kwargs):
-        self.passes += 1
         velocity = executor(x, timesteps, transformer_options, *args, **kwargs)
-        self.velocities.setdefault(transformer_options["cond_or_uncond"][0], velocity.detach().clone())
+        branches = transformer_options["cond_or_uncond"]
+        self.branches.append(len(branches))
+        for branch, its in zip(branches, velocity.chunk(len(branches))):
+            self.velocities.setdefault(branch, its.detach().clone())
         return velocity
+
+    @property
+    def evaluations(self) -> int:
+        return sum(self.branches)
 
 
 def schedule(steps: int, shift: float) -> torch.Tensor:

@@ -66,7 +66,7 @@ def check_sampling(model, case: Case, positive, negative, **kwargs) -> None:
             expected = case.velocity(name)
             assert (probe.velocities[branch][:, :, -expected.shape[2] :] - expected).abs().max() < 1e-4
     assert (out - case.latent("latent")).abs().max() < 1e-3
-    assert probe.passes == settings["evaluations"]
+    assert probe.evaluations == settings["evaluations"]
 
 
 @pytest.mark.parametrize("name", ["t2i", "t2i_late_steps", "t2i_no_cfg", "t2v"])

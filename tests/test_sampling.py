@@ -12,7 +12,7 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
-from comfyui_lance.lance_model import context, language, loading, media
+from comfyui_lance.lance_model import context, diffusion, language, loading, media
 from comfyui_lance.lance_model.sequence import Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
@@ -66,10 +66,10 @@ def ksample(model, noise, pair, steps=30, sampler="euler", scheduler="simple", c
     return model.get_model_object("latent_format").process_in(out)
 
 
-def test_thirty_steps_cost_56_target_passes_and_two_context_passes(lance, pair, noise, contexts):
+def test_thirty_steps_evaluate_56_targets_in_30_passes_and_two_contexts(lance, pair, noise, contexts):
     probe = Probe()
     ksample(probe.attach(lance[0]), noise, pair)
-    assert probe.passes == 56
+    assert (len(probe.branches), probe.evaluations) == (30, 56)
     assert len(contexts) == 2
 
 
@@ -163,7 +163,7 @@ def test_guidance_node_changes_interval_and_renormalisation(lance, pair, noise):
     always = LanceGuidance.execute(lance[0], 0.0, 1.0, "global").result[0]
     probe = Probe()
     ksample(probe.attach(always), noise, pair)
-    assert probe.passes == 60
+    assert probe.evaluations == 60
     never = LanceGuidance.execute(lance[0], 1.0, 1.0, "global").result[0]
     assert torch.allclose(ksample(never, noise, pair, 4), ksample(lance[0], noise, pair, 4, cfg=1.0), atol=1e-5)
     plain = LanceGuidance.execute(lance[0], 0.4, 1.0, "none").result[0]
@@ -210,10 +210,32 @@ def test_branches_share_system_prompt_and_media(lance, noise, contexts):
     model, clip, _ = lance
     pair = edit(clip)
     ksample(model, noise, pair, 4)
-    whole = sum(len(s) for s in pair[0][0][1]["lance_sequence"].context)
-    head = sum(len(s) for s in pair[0][0][1]["lance_sequence"].segments[:3])
-    tail = sum(len(s) for s in pair[1][0][1]["lance_sequence"].context) - head
-    assert contexts == [whole, tail] and head > 20 * tail
+    cond, uncond = (encoded[0][1]["lance_sequence"] for encoded in pair)
+    lengths = [sum(len(s) for s in sequence.context) for sequence in (cond, uncond)]
+    head = sum(len(s) for s in cond.segments[:3])
+    assert sum(contexts) == sum(lengths) - head and head > 5 * min(contexts)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("case", ["text", "edit", "combined", "masked"])
+def test_branches_in_one_pass_compute_what_they_do_apart(lance, noise, monkeypatch, case, batch):
+    model, clip, _ = lance
+    positive, negative = edit(clip) if case == "edit" else language.encode_pair(clip, PROMPT)
+    if case == "combined":
+        (positive,) = ConditioningCombine().combine(positive, language.encode_pair(clip, "A blue boat.")[0])
+    noise, settings = torch.cat([noise, noise.flip(-1)][:batch]), {}
+    if case == "masked":
+        mask = torch.ones(batch, 1, 1, 4, 6)
+        mask[..., :2] = 0
+        settings = {"latent": torch.zeros_like(noise), "mask": mask}
+    results, branches = {}, 2 + (case == "combined")
+    for limit in (noise[:, :1].numel(), noise[:, :1].numel() - 1):
+        monkeypatch.setattr(diffusion, "ONE_PASS", limit)
+        probe = Probe()
+        results[limit] = sample(probe.attach(model), positive, negative, noise, schedule(4, 3.5), **settings)
+        assert max(probe.branches) == (1 if len(results) > 1 else branches)
+    together, apart = results.values()
+    assert relative(together, apart) < 1e-5
 
 
 def test_shared_head_computes_the_same(lance, noise, monkeypatch):
@@ -330,9 +352,9 @@ def test_two_models_in_one_run_keep_their_own_contexts(lance, tiny, pair, noise,
     store = context.ContextStore()
     options = {context.STORE: store, "sigmas": torch.ones(1)}
     sequence = pair[0][0][1]["lance_sequence"]
-    alone = other.apply_model(noise, torch.ones(1), transformer_options={}, sequence=sequence)
-    lance[0].model.apply_model(noise, torch.ones(1), transformer_options=options, sequence=sequence)
-    assert torch.equal(other.apply_model(noise, torch.ones(1), transformer_options=options, sequence=sequence), alone)
+    alone = other.apply_model(noise, torch.ones(1), transformer_options={}, sequences=(sequence,))
+    lance[0].model.apply_model(noise, torch.ones(1), transformer_options=options, sequences=(sequence,))
+    assert torch.equal(other.apply_model(noise, torch.ones(1), transformer_options=options, sequences=(sequence,)), alone)
     assert len(contexts) == 3
 
 
@@ -350,10 +372,10 @@ def test_an_edit_of_another_size_is_refused(lance):
 
 def test_gradients_reach_the_weights_in_training(lance, pair, noise, monkeypatch):
     model, sequence = lance[0].model, pair[0][0][1]["lance_sequence"]
-    plain = model.apply_model(noise, torch.ones(1), transformer_options={}, sequence=sequence)
+    plain = model.apply_model(noise, torch.ones(1), transformer_options={}, sequences=(sequence,))
     monkeypatch.setattr(comfy.model_management, "in_training", True)
     weight = model.diffusion_model.language_model.model.layers[0].self_attn.q_proj_moe_gen.weight.requires_grad_(True)
-    trained = model.apply_model(noise, torch.ones(1), transformer_options={}, sequence=sequence)
+    trained = model.apply_model(noise, torch.ones(1), transformer_options={}, sequences=(sequence,))
     trained.square().mean().backward()
     assert torch.allclose(trained, plain, atol=1e-4) and weight.grad.abs().sum() > 0
     weight.grad = None
@@ -373,7 +395,7 @@ def test_partly_loaded_weights_compute_the_same(lance, pair, noise):
 
 def test_memory_estimate_counts_target_and_context(lance):
     model = lance[0].model
-    base = model.memory_required([1, 48, 1, 48, 48], {"context": [[1, 1, 155]]})
-    assert model.memory_required([2, 48, 1, 48, 48], {"context": [[1, 1, 155]]}) > 1.9 * base
-    assert model.memory_required([1, 48, 1, 48, 48], {"context": [[1, 1, 3000]]}) > base
-    assert model.memory_required([1, 48, 13, 48, 48], {"context": [[1, 1, 155]]}) > 10 * base
+    base = model.memory_required([1, 48, 1, 48, 48], {"sequences": [[1, 1, 155]]})
+    assert model.memory_required([2, 48, 1, 48, 48], {"sequences": [[1, 1, 155]]}) > 1.9 * base
+    assert model.memory_required([1, 48, 1, 48, 48], {"sequences": [[1, 1, 3000]]}) > base
+    assert model.memory_required([1, 48, 13, 48, 48], {"sequences": [[1, 1, 155]]}) > 10 * base
