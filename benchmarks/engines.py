@@ -148,10 +148,10 @@ class Plugin:
         self.model.add_object_patch("diffusion_model.context", self._context)
         self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "lance_benchmark", self._apply)
 
-    def _context(self, und, gen, *args):
+    def _context(self, und, gen, *args, **kwargs):
         self.contexts += 1
         self.tokens += und.shape[1] + (gen.shape[1] if gen is not None else 0)
-        return self.compute(und, gen, *args)
+        return self.compute(und, gen, *args, **kwargs)
 
     def _apply(self, executor, x, *args, **kwargs):
         self.target += len(x)

@@ -20,6 +20,8 @@ from .transformer import KeyValues, LanceTransformer
 
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
 
+CONTEXT_SHARE = 1 / 8  # of a device's memory, which keys and values of a context may take
+
 
 class Branches(comfy.conds.CONDRegular):
     """The sequences of branches that go through the model together, each with an equal share of the batch."""
@@ -146,8 +148,18 @@ class Lance(comfy.model_base.BaseModel):
             runs(segments),
             past,
             transformer_options,
+            keep=self._kept_at(sum(map(len, segments)), device),
         )
         return known
+
+    def _context_bytes(self, tokens: int) -> int:
+        model, size = self.diffusion_model, comfy.model_management.dtype_size(self.get_dtype_inference())
+        return size * tokens * 2 * model.kv_heads * model.head_dim * len(model.layers)
+
+    def _kept_at(self, tokens: int, device: torch.device) -> torch.device:
+        """Where keys and values of a context wait for the passes: those of long videos leave small cards."""
+        small = self._context_bytes(tokens) <= CONTEXT_SHARE * comfy.model_management.get_total_memory(device)
+        return device if small else torch.device("cpu")
 
     def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
         latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)
@@ -185,12 +197,13 @@ class Lance(comfy.model_base.BaseModel):
         """
         model, size = self.diffusion_model, comfy.model_management.dtype_size(self.get_dtype_inference())
         target = input_shape[0] * math.prod(input_shape[2:])
-        context = sum(math.prod(shape) for shape in cond_shapes.get("sequences", []))
+        contexts = [math.prod(shape) for shape in cond_shapes.get("sequences", [])]
         kv = 2 * model.kv_heads * model.head_dim
         activations = target * (3 * model.inner + 8 * model.hidden + 2 * kv + 4 * model.head_dim)
-        widest = max((math.prod(shape) for shape in cond_shapes.get("sequences", [])), default=0)
-        activations = max(activations, widest * (3 * model.inner + 8 * model.hidden + 2 * kv))
-        return 1.2 * size * (activations + input_shape[0] * context * 2 * kv) + size * context * kv * len(model.layers)
+        activations = max(activations, max(contexts, default=0) * (3 * model.inner + 8 * model.hidden + 2 * kv))
+        device = comfy.model_management.get_torch_device()
+        kept = sum(self._context_bytes(tokens) for tokens in contexts if self._kept_at(tokens, device) == device)
+        return 1.2 * size * (activations + input_shape[0] * sum(contexts) * 2 * kv) + kept
 
 
 def _size(grid: Grid) -> str:

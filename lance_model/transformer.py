@@ -135,8 +135,10 @@ class DecoderLayer(nn.Module):
             values = torch.cat([*(v.expand(share, -1, -1, -1) for _, v in pieces), vu, vg], dim=2)
             queries = torch.cat([qu, qg], dim=2)
             out.append(self.attend(optimized_attention, queries, keys, values, transformer_options=transformer_options))
-        out = torch.cat(out) if len(out) > 1 else out[0]
-        return self.finish(und, out[:, : und.shape[1]], UND), self.finish(gen, out[:, und.shape[1] :], GEN)
+        attended = zip(*(o.split([und.shape[1], gen.shape[1]], dim=1) for o in out))
+        # Made contiguous: from pieces of a larger tensor a projection becomes one product for each of the batch.
+        attended = [torch.cat(o) if len(o) > 1 else o[0].contiguous() for o in attended]
+        return self.finish(und, attended[0], UND), self.finish(gen, attended[1], GEN)
 
     def context(self, und, gen, frequencies, runs: list[Run], past, transformer_options):
         """One layer of the context: each run attends to everything before it and, causally or fully, to itself."""
@@ -207,6 +209,11 @@ class LanguageModel(nn.Module):
         self.model = Decoder(**kwargs)
 
 
+def at_layer(pieces: list[KeyValues], i: int, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A layer's keys and values of each piece, brought to the device from where they were kept."""
+    return [tuple(x.to(device, non_blocking=True) for x in piece[i]) for piece in pieces]
+
+
 class LanceTransformer(nn.Module):
     """hidden → hidden for both experts, and the doors between latents and hidden (vae2llm, llm2vae, time_embedder)."""
 
@@ -258,15 +265,18 @@ class LanceTransformer(nn.Module):
         runs: list[Run],
         past: list[KeyValues] = (),
         transformer_options={},
+        keep: torch.device | None = None,
     ) -> tuple[KeyValues, torch.Tensor]:
         """Keys and values of context tokens, and the last hidden states [B, n, hidden] of the understanding stream.
 
         und [B, n, hidden] and gen [B, m, hidden] hold the tokens of all runs in order; `past` is what came before them.
+        Keys and values go to `keep`; None leaves them where they are.
         """
         known = []
         for i, layer in enumerate(self.layers):
-            und, gen, kv = layer.context(und, gen, frequencies, runs, [piece[i] for piece in past], transformer_options)
-            known.append(kv)
+            layer_past = at_layer(past, i, und.device)
+            und, gen, kv = layer.context(und, gen, frequencies, runs, layer_past, transformer_options)
+            known.append(tuple(x.to(keep or x.device) for x in kv))
         return known, und
 
     def cache(self, tokens: int, device, dtype) -> KeyValues:
@@ -314,7 +324,7 @@ class LanceTransformer(nn.Module):
         transformer_options["block_type"] = "double"
         for i, layer in enumerate(self.layers):
             transformer_options["block_index"] = i
-            layer_past = [[piece[i] for piece in pieces] for pieces in past]
+            layer_past = [at_layer(pieces, i, gen.device) for pieces in past]
             if ("double_block", i) in replace:
 
                 def block(args, layer=layer, layer_past=layer_past):

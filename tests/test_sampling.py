@@ -46,9 +46,9 @@ def contexts(monkeypatch) -> list[int]:
     """Grows by the number of context tokens at each context pass."""
     counted, original = [], LanceTransformer.context
 
-    def counting(self, und, gen, *args):
+    def counting(self, und, gen, *args, **kwargs):
         counted.append(und.shape[1] + (0 if gen is None else gen.shape[1]))
-        return original(self, und, gen, *args)
+        return original(self, und, gen, *args, **kwargs)
 
     monkeypatch.setattr(LanceTransformer, "context", counting)
     return counted

@@ -1,0 +1,90 @@
+"""Load Lance beside a raw read of its file, each from a cold file.
+
+    source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/loading.py [--size tiny|300m|3b]
+
+The weights are the benchmarks' random ones, made where there are none. Loading maps the file, so what it leaves to be
+read is read at the first use: here every page once, or on a GPU by ComfyUI's own way to the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from comfy.cli_args import args as comfy_args
+from run import import_plugin
+
+BLOCK = 1 << 24
+PAGE = 4096
+
+
+def status(name: str) -> float:
+    """GB of this process, from the kernel: RssAnon is its own memory, VmHWM the most it held with mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith(name))
+
+
+def forget(path: Path) -> None:
+    """Takes the file out of the system's cache."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read(path: Path) -> None:
+    buffer = bytearray(BLOCK)
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def use(model) -> None:
+    """Brings the weights to where they are computed with."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
+    if comfy.model_management.is_device_cpu(model.load_device):
+        for weight in model.model.diffusion_model.parameters():
+            weight.detach().view(-1).view(torch.uint8)[::PAGE].sum()
+    else:
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--size", choices=("tiny", "300m", "3b"), default="3b" if cuda else "300m")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lance-benchmarks", help="for weights")
+    options = parser.parse_args()
+    comfy_args.cpu = not cuda
+    import_plugin()
+    import weights
+    from comfyui_lance.lance_model import loading
+
+    path = weights.write(options.cache / f"{options.size}-bfloat16", options.size, torch.bfloat16)
+    size, loaded = path.stat().st_size / 1e9, []
+    print(f"{size:.2f} GB in bf16\n\n| | s | GB/s | own GB | at most GB, mapped file included |\n| --- |" + " ---: |" * 4)
+
+    def row(name: str, act: Callable[[], object]) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        start = time.monotonic()
+        act()
+        seconds = time.monotonic() - start
+        speed = f"{size / seconds:.2f}" if seconds > 1 else ""
+        print(f"| {name} | {seconds:.2f} | {speed} | {status('RssAnon'):.2f} | {status('VmHWM'):.2f} |", flush=True)
+
+    row("before", lambda: None)
+    for name in ("raw read", "raw read again"):  # below the system's cache there may be a disk's own
+        forget(path)
+        row(name, lambda: read(path))
+    forget(path)
+    row("Load Lance", lambda: loaded.extend(loading.load(path)))
+    row("first use of every weight", lambda: use(loaded[0]))
+
+
+if __name__ == "__main__":
+    main()
