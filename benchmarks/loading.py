@@ -67,7 +67,8 @@ def main() -> None:
 
     path = weights.write(options.cache / f"{options.size}-bfloat16", options.size, torch.bfloat16)
     size, loaded = path.stat().st_size / 1e9, []
-    print(f"{size:.2f} GB in bf16\n\n| | s | GB/s | own GB | at most GB, mapped file included |\n| --- |" + " ---: |" * 4)
+    print(f"{size:.2f} GB in bf16\n\n| | s | GB/s | own GB | at most GB, mapped file included |")
+    print("| --- |" + " ---: |" * 4)
 
     def row(name: str, act: Callable[[], object]) -> None:
         Path("/proc/self/clear_refs").write_text("5")

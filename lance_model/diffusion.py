@@ -17,10 +17,8 @@ from .positions import latent_position_tables, position_ids, stream_frequencies
 from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
 from .transformer import KeyValues, LanceTransformer
 
-
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
-
-CONTEXT_SHARE = 1 / 8  # of a device's memory, which keys and values of a context may take
+CONTEXT_SHARE = 1 / 10  # of a device's memory, which keys and values of a context may take
 
 
 class Branches(comfy.conds.CONDRegular):

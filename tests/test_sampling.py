@@ -352,9 +352,10 @@ def test_two_models_in_one_run_keep_their_own_contexts(lance, tiny, pair, noise,
     store = context.ContextStore()
     options = {context.STORE: store, "sigmas": torch.ones(1)}
     sequence = pair[0][0][1]["lance_sequence"]
+    settings = {"transformer_options": options, "sequences": (sequence,)}
     alone = other.apply_model(noise, torch.ones(1), transformer_options={}, sequences=(sequence,))
-    lance[0].model.apply_model(noise, torch.ones(1), transformer_options=options, sequences=(sequence,))
-    assert torch.equal(other.apply_model(noise, torch.ones(1), transformer_options=options, sequences=(sequence,)), alone)
+    lance[0].model.apply_model(noise, torch.ones(1), **settings)
+    assert torch.equal(other.apply_model(noise, torch.ones(1), **settings), alone)
     assert len(contexts) == 3
 
 
