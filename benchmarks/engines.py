@@ -12,7 +12,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfyui_lance.lance_model import context, guidance, language, media, tasks
+from comfyui_lance.lance_model import context, diffusion, guidance, language, media, tasks
 from comfyui_lance.lance_model.sequence import CONDITIONING, IM_END, Label, Sequence
 from meter import forget_peak, now, peak
 from safetensors.torch import load_file, save_file
@@ -134,7 +134,8 @@ class Sample:
 
 
 class Plugin:
-    """The plugin through ComfyUI's own sampling, with its guidance; `naive` takes away what keeps the context."""
+    """The plugin through ComfyUI's own sampling, with its guidance; `naive` takes away what keeps the context and lets
+    each branch compute its own."""
 
     def __init__(self, model, clip, naive: bool = False, compiled: bool = False):
         self.model, self.clip, self.target, self.contexts, self.tokens = model.clone(), clip, 0, 0, 0
@@ -142,6 +143,7 @@ class Plugin:
             from comfy_extras.nodes_torch_compile import TorchCompileModel
 
             self.model = TorchCompileModel.execute(model, "inductor").result[0]
+        self.one_pass = 0 if naive else diffusion.ONE_PASS
         if naive:
             self.model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, context.STORE)
         self.compute = self.model.get_model_object("diffusion_model.context")
@@ -159,6 +161,7 @@ class Plugin:
 
     def run(self, sample: Sample, max_length: int = 0) -> Result:
         self.target = self.contexts = self.tokens = 0
+        diffusion.ONE_PASS = self.one_pass
         forget_peak(sample.device)
         start = now(sample.device)
         if sample.task.target:

@@ -65,6 +65,16 @@ def test_wide_channels_change_nothing():
         torch.testing.assert_close(wide.decode(latent), model.decode(latent), atol=1e-4, rtol=1e-4)
 
 
+def test_what_is_sampled_is_what_was_trained_on(nano):
+    model, _, vae = nano
+    scene = world.single(random.Random(4))
+    trained = train_nano.read_autoencoder(packed.PACKED).latents(
+        nano_autoencoder.pixels([world.render(scene)])[:, :, None]
+    )
+    sampled = model.model.process_latent_in(vae.encode(judge.image(scene)))
+    torch.testing.assert_close(sampled, trained.detach(), atol=1e-3, rtol=1e-3)
+
+
 def test_what_is_packed_can_be_trained_on(tmp_path):
     with safe_open(packed.PACKED, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}
