@@ -9,6 +9,7 @@ read is read at the first use: here every page once, or on a GPU by ComfyUI's ow
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -58,33 +59,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cuda = torch.cuda.is_available()
     parser.add_argument("--size", choices=("tiny", "300m", "3b"), default="3b" if cuda else "300m")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lance-benchmarks", help="for weights")
     options = parser.parse_args()
     comfy_args.cpu = not cuda
     import_plugin()
+    import comfy.model_management
     import weights
     from comfyui_lance.lance_model import loading
 
     path = weights.write(options.cache / f"{options.size}-bfloat16", options.size, torch.bfloat16)
-    size, loaded = path.stat().st_size / 1e9, []
-    print(f"{size:.2f} GB in bf16\n\n| | s | GB/s | own GB | at most GB, mapped file included |")
-    print("| --- |" + " ---: |" * 4)
+    size, parts = path.stat().st_size / 1e9, []
+    print("| | GB | s | GB/s | own GB | at most GB, mapped file included |\n| --- |" + " ---: |" * 5)
 
-    def row(name: str, act: Callable[[], object]) -> None:
+    def row(name: str, size: float, act: Callable[[], object]) -> None:
         Path("/proc/self/clear_refs").write_text("5")
         start = time.monotonic()
         act()
         seconds = time.monotonic() - start
-        speed = f"{size / seconds:.2f}" if seconds > 1 else ""
-        print(f"| {name} | {seconds:.2f} | {speed} | {status('RssAnon'):.2f} | {status('VmHWM'):.2f} |", flush=True)
+        amounts = f"{size:.2f} | {seconds:.2f} | {size / seconds:.2f}" if size else f" | {seconds:.2f} | "
+        print(f"| {name} | {amounts} | {status('RssAnon'):.2f} | {status('VmHWM'):.2f} |", flush=True)
 
-    row("before", lambda: None)
-    for name in ("raw read", "raw read again"):  # below the system's cache there may be a disk's own
+    row("before", 0, lambda: None)
+    for _ in range(options.rounds):  # in turns, as below the system's cache a disk has its own
         forget(path)
-        row(name, lambda: read(path))
-    forget(path)
-    row("Load Lance", lambda: loaded.extend(loading.load(path)))
-    row("first use of every weight", lambda: use(loaded[0]))
+        row("raw read", size, lambda: read(path))
+        forget(path)
+        row("Load Lance", 0, lambda: parts.extend(loading.load(path)))
+        experts = parts[0].model_size() / 1e9
+        row("first use of the experts", experts, lambda: use(parts[0]))
+        comfy.model_management.unload_all_models()
+        parts.clear()
+        gc.collect()
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import torch
 from .context import STORE, ContextStore, runs
 from .positions import latent_position_tables, position_ids, stream_frequencies
 from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
-from .transformer import KeyValues, LanceTransformer
+from .transformer import PER_BRANCH, KeyValues, LanceTransformer
 
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
 CONTEXT_SHARE = 1 / 10  # of a device's memory, which keys and values of a context may take
+ONE_MEMORY = ("cpu", "mps", "privateuseone")  # with the computer; DirectML's (the last) ComfyUI does not know
 
 
 class Branches(comfy.conds.CONDRegular):
@@ -27,6 +28,9 @@ class Branches(comfy.conds.CONDRegular):
     def __init__(self, cond: tuple[Sequence, ...], small: bool):
         super().__init__(cond)
         self.small = small
+
+    def _copy_with(self, cond: tuple[Sequence, ...]) -> Branches:
+        return Branches(cond, self.small)
 
     def process_cond(self, batch_size, **kwargs) -> Branches:
         return self
@@ -40,6 +44,11 @@ class Branches(comfy.conds.CONDRegular):
     def size(self) -> list[int]:
         """Read by `Lance.memory_required`."""
         return _context_shape(self.cond[0])
+
+
+def _turned(batch: torch.Tensor, branches: int) -> torch.Tensor:
+    """The branches of a batch in the opposite order."""
+    return torch.cat(batch.chunk(branches)[::-1])
 
 
 def _context_shape(sequence: Sequence) -> list[int]:
@@ -100,6 +109,19 @@ class Lance(comfy.model_base.BaseModel):
     def _apply_model(
         self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequences=(), **kwargs
     ):
+        n, order = len(sequences), transformer_options.get("cond_or_uncond", [0])
+        if len(x) % n:
+            raise ValueError(
+                f"Lance was asked for {len(x)} latents with {n} prompts, because a node that wraps the MODEL has split "
+                "the batch. Take that node out, or set CFG to 1."
+            )
+        if order[0] > order[-1]:
+            # ComfyUI batches the last branch first. Step caches go by the first, and it has to be the one that is left
+            # outside the CFG interval.
+            turned = {key: transformer_options[key][::-1] for key in PER_BRANCH if key in transformer_options}
+            kwargs = {key: _turned(value, n) if torch.is_tensor(value) else value for key, value in kwargs.items()}
+            kwargs |= {"transformer_options": transformer_options | turned, "sequences": sequences[::-1]}
+            return _turned(self._apply_model(_turned(x, n), _turned(t, n), control=control, **kwargs), n)
         store = transformer_options.get(STORE)
         if store is None or comfy.model_management.in_training:  # training changes the weights in every step
             store = ContextStore()
@@ -108,8 +130,8 @@ class Lance(comfy.model_base.BaseModel):
         for sequence in sequences:
             compute = partial(self._context, sequence, device, dtype, transformer_options)
             past.append(store.context(sequence, variant, transformer_options.get("sigmas"), compute))
-        share = len(x) // len(sequences)
-        brackets, *frequencies, tables = store.target(
+        share = len(x) // n
+        brackets, frequencies, tables = store.target(
             (self, sequences, share, grid, device), lambda: self._targets(sequences, share, grid, device, dtype)
         )
         return super()._apply_model(
@@ -118,7 +140,7 @@ class Lance(comfy.model_base.BaseModel):
             control=control,
             transformer_options=transformer_options,
             brackets=brackets,
-            frequencies=frequencies,
+            frequencies=frequencies,  # a tuple: ComfyUI casts lists to the model's dtype
             tables=tables,
             past=past,
             **kwargs,
@@ -156,8 +178,11 @@ class Lance(comfy.model_base.BaseModel):
 
     def _kept_at(self, tokens: int, device: torch.device) -> torch.device:
         """Where keys and values of a context wait for the passes: those of long videos leave small cards."""
-        small = self._context_bytes(tokens) <= CONTEXT_SHARE * comfy.model_management.get_total_memory(device)
-        return device if small else torch.device("cpu")
+        if device.type in ONE_MEMORY or self._context_bytes(tokens) <= CONTEXT_SHARE * (
+            comfy.model_management.get_total_memory(device)
+        ):
+            return device
+        return torch.device("cpu")
 
     def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
         latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)
@@ -165,8 +190,8 @@ class Lance(comfy.model_base.BaseModel):
         return self.diffusion_model.embed_latents(latent, torch.zeros(1, device=device), tables)
 
     def _targets(self, sequences: tuple[Sequence, ...], share: int, grid: Grid, device, dtype) -> tuple:
-        """Of the targets, each `share` times: bracket embeddings, rotary frequencies of brackets and latents. And the
-        latents' position tables."""
+        """Of the targets: bracket embeddings, rotary frequencies of brackets and latents, one for each of the batch or
+        one for all; and the latents' position tables."""
         targets = []
         for sequence in sequences:
             source = [s.grid for s in sequence.segments if s.label == Label.SOURCE]
@@ -179,9 +204,11 @@ class Lance(comfy.model_base.BaseModel):
             placed = sequence.with_target(grid)
             positions = position_ids(placed)[-1:]
             frequencies = stream_frequencies(placed.segments[-1:], positions, self.diffusion_model.head_dim, device)
-            targets += [(sequence.embeddings[:, -2:].to(device, dtype), *frequencies)] * share
+            target = sequence.embeddings[:, -2:].to(device, dtype), *frequencies
+            targets += [target] * (share if len(sequences) > 1 else 1)
         tables = latent_position_tables(grid, self.diffusion_model.hidden, device, dtype)
-        return *(torch.cat(rows) for rows in zip(*targets)), tables
+        brackets, und, gen = (torch.cat(rows) for rows in zip(*targets))
+        return brackets, (und, gen), tables
 
     def extra_conds_shapes(self, **kwargs) -> dict:
         sequence = kwargs.get(CONDITIONING)

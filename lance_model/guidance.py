@@ -16,7 +16,7 @@ RENORMALISATIONS = ("global", "channel", "none")
 
 
 def interval_wrapper(start: float, end: float) -> Callable:
-    """Outside start < t <= end the conditional prediction stands for both, without a second pass."""
+    """Outside start < t <= end the conditional prediction stands for both, and the other is not computed."""
 
     def wrapper(executor, model, conds, x_in, timestep, model_options):
         # Only a conditional and an unconditional branch, in this order, can stand in for each other.

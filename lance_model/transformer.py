@@ -25,6 +25,7 @@ from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 
 UND, GEN = "", "_moe_gen"
 RMS_EPS = 1e-6
+PER_BRANCH = ("cond_or_uncond", "uuids")  # transformer_options that list the branches of a batch
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer: keys and values [1, kv_heads, tokens, head_dim]
 
@@ -128,13 +129,16 @@ class DecoderLayer(nn.Module):
         """One layer of the target block: brackets [B, 2, hidden] and latents [B, n, hidden] see the context and each
         other. `past` holds the context's pieces for each branch; the branches share the batch evenly, in order."""
         streams = self.project(und, frequencies[0], UND), self.project(gen, frequencies[1], GEN)
-        out = []
-        for pieces, qu, ku, vu, qg, kg, vg in zip(past, *(x.chunk(len(past)) for stream in streams for x in stream)):
+        chunks, out = (x.chunk(len(past)) for stream in streams for x in stream), []
+        for i, (pieces, qu, ku, vu, qg, kg, vg) in enumerate(zip(past, *chunks)):
             share = len(qu)
             keys = torch.cat([*(k.expand(share, -1, -1, -1) for k, _ in pieces), ku, kg], dim=2)
             values = torch.cat([*(v.expand(share, -1, -1, -1) for _, v in pieces), vu, vg], dim=2)
             queries = torch.cat([qu, qg], dim=2)
-            out.append(self.attend(optimized_attention, queries, keys, values, transformer_options=transformer_options))
+            options = transformer_options
+            if len(past) > 1:
+                options = options | {key: options[key][i : i + 1] for key in PER_BRANCH if key in options}
+            out.append(self.attend(optimized_attention, queries, keys, values, transformer_options=options))
         attended = zip(*(o.split([und.shape[1], gen.shape[1]], dim=1) for o in out))
         # Made contiguous: from pieces of a larger tensor a projection becomes one product for each of the batch.
         attended = [torch.cat(o) if len(o) > 1 else o[0].contiguous() for o in attended]
@@ -211,7 +215,7 @@ class LanguageModel(nn.Module):
 
 def at_layer(pieces: list[KeyValues], i: int, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """A layer's keys and values of each piece, brought to the device from where they were kept."""
-    return [tuple(x.to(device, non_blocking=True) for x in piece[i]) for piece in pieces]
+    return [tuple(x.to(device) for x in piece[i]) for piece in pieces]
 
 
 class LanceTransformer(nn.Module):

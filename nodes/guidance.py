@@ -27,8 +27,8 @@ class LanceGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. Outside, one pass a step "
-                    "is saved.",
+                    tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. Outside, a step is half "
+                    "the work.",
                 ),
                 io.Float.Input("end", default=end, min=0.0, max=1.0, step=0.01, tooltip="See start."),
                 io.Combo.Input(

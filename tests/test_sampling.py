@@ -5,6 +5,7 @@ import weakref
 
 import comfy.hooks
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -238,6 +239,43 @@ def test_branches_in_one_pass_compute_what_they_do_apart(lance, noise, monkeypat
     assert relative(together, apart) < 1e-5
 
 
+def test_rotary_frequencies_stay_in_float32(tiny, pair, noise):
+    model, seen = loading.load(tiny / "Lance_3B" / "model.safetensors")[0].clone(), []
+    model.set_model_compute_dtype(torch.bfloat16)
+
+    def note(executor, x, *args, frequencies, **kwargs):
+        seen.append((x.dtype, *(f.dtype for f in frequencies)))
+        return executor(x, *args, frequencies=frequencies, **kwargs)
+
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, note)
+    ksample(model, noise, pair, 4)
+    assert set(seen) == {(torch.bfloat16, torch.float32, torch.float32)}
+
+
+def test_attention_overrides_see_one_branch_at_a_time(lance, pair, noise):
+    model, seen = lance[0].clone(), set()
+
+    def override(attention, q, *args, transformer_options, **kwargs):
+        if "block_index" in transformer_options:
+            seen.add((len(q), *transformer_options["cond_or_uncond"], len(transformer_options["uuids"])))
+        return attention(q, *args, transformer_options=transformer_options, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    changed, plain = (ksample(patcher, noise, pair, 4) for patcher in (model, lance[0]))
+    assert torch.equal(changed, plain) and seen == {(1, 0, 1), (1, 1, 1)}
+
+
+def test_a_batch_that_a_node_has_split_is_refused(lance, pair, noise):
+    model = lance[0].clone()
+
+    def halves(apply, args):
+        return torch.cat([apply(x, t, **args["c"]) for x, t in zip(args["input"].split(1), args["timestep"].split(1))])
+
+    model.set_model_unet_function_wrapper(halves)
+    with pytest.raises(ValueError, match="asked for 1 latents with 2 prompts"):
+        ksample(model, noise, pair, 4)
+
+
 def test_shared_head_computes_the_same(lance, noise, monkeypatch):
     model, clip, _ = lance
     pair = edit(clip)
@@ -277,6 +315,12 @@ def test_step_caches(node, lance, pair, noise):
     assert len(computed) < 50
     assert relative(out, full) < 0.3
     assert torch.equal(ksample(lance[0], noise, pair), full), "the cache has touched the model or its inputs"
+
+
+def test_a_step_cache_skips_steps_without_cfg_too(lance, pair, noise):
+    probe = Probe()
+    ksample(probe.attach(EasyCacheNode.execute(lance[0], 3.0, 0.0, 1.0, False).result[0]), noise, pair)
+    assert probe.branches.count(1) < 4  # of the four steps outside the CFG interval
 
 
 def test_compiled_model_does_not_recompile_each_step(lance, pair, noise):
