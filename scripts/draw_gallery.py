@@ -199,7 +199,7 @@ def help_pictures(gallery: Gallery) -> dict[str, Callable[[], list]]:
             world.Thing("circle", "blue", 10, *world.PLACES["on the left"]),
             world.Thing("square", "orange", 10, *world.PLACES["on the right"]),
         ),
-        "pink",
+        "blue",
     )
     question = "Where is the orange square?"
     asked = {"task": "question", "question": question}

@@ -27,7 +27,7 @@ PICTURES = {
     "lance_circle": CIRCLE,
     "lance_circle_right": scene("green", ("red", "circle", "on the right")),
     "lance_star": scene("white", ("blue", "star", "in the middle")),
-    "lance_pair": scene("pink", ("blue", "circle", "on the left"), ("orange", "square", "on the right")),
+    "lance_pair": scene("blue", ("blue", "circle", "on the left"), ("orange", "square", "on the right")),
 }
 
 
