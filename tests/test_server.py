@@ -139,6 +139,17 @@ def test_the_page_follows_the_sampling(server):
     assert all(np.asarray(preview).std() > 1 for preview in run.previews)
 
 
+@pytest.mark.parametrize("changed", [{"seed": 5}, {"steps": 4}])
+def test_another_seed_or_number_of_steps_encodes_nothing_again(server, changed):
+    prompt = workflows.load("image_edit")
+    sampler = find(prompt, "KSampler")
+    prompt[sampler]["inputs"].update({"seed": 4, "steps": 3})
+    watch(server.url, prompt)
+    prompt[sampler]["inputs"].update(changed)
+    ran = {data["node"] for data in watch(server.url, prompt).of_type("executing")} - {None}
+    assert sampler in ran and {prompt[node]["class_type"] for node in ran} == {"KSampler", "VAEDecode", "SaveImage"}
+
+
 def test_interrupt_leaves_nothing_behind(server):
     before = saved_frames(server, watch(server.url, text_to_image(seed=2)))[0][0]
 
