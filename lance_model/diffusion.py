@@ -19,7 +19,7 @@ from .transformer import PER_BRANCH, KeyValues, LanceTransformer
 
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
 CONTEXT_SHARE = 1 / 10  # of a device's memory, which keys and values of a context may take
-ONE_MEMORY = ("cpu", "mps", "privateuseone")  # with the computer; DirectML's (the last) ComfyUI does not know
+STAYING = ("cpu", "mps", "privateuseone")  # share the computer's memory; of DirectML's, the last, no size is known
 
 
 class Branches(comfy.conds.CONDRegular):
@@ -178,7 +178,7 @@ class Lance(comfy.model_base.BaseModel):
 
     def _kept_at(self, tokens: int, device: torch.device) -> torch.device:
         """Where keys and values of a context wait for the passes: those of long videos leave small cards."""
-        if device.type in ONE_MEMORY or self._context_bytes(tokens) <= CONTEXT_SHARE * (
+        if device.type in STAYING or self._context_bytes(tokens) <= CONTEXT_SHARE * (
             comfy.model_management.get_total_memory(device)
         ):
             return device
