@@ -17,16 +17,17 @@ from pathlib import Path
 
 import torch
 from comfy.cli_args import args as comfy_args
+from meter import forget_peak, peak
 from run import import_plugin
 
 BLOCK = 1 << 24
 PAGE = 4096
 
 
-def status(name: str) -> float:
-    """GB of this process, from the kernel: RssAnon is its own memory, VmHWM the most it held with mapped files."""
+def own() -> float:
+    """GB of this process's own memory, mapped files left out."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith(name))
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("RssAnon"))
 
 
 def forget(path: Path) -> None:
@@ -43,12 +44,10 @@ def read(path: Path) -> None:
             pass
 
 
-def use(model) -> None:
+def use(model, management) -> None:
     """Brings the weights to where they are computed with."""
-    import comfy.model_management
-
-    comfy.model_management.load_models_gpu([model])
-    if comfy.model_management.is_device_cpu(model.load_device):
+    management.load_models_gpu([model])
+    if management.is_device_cpu(model.load_device):
         for weight in model.model.diffusion_model.parameters():
             weight.detach().view(-1).view(torch.uint8)[::PAGE].sum()
     else:
@@ -64,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     comfy_args.cpu = not cuda
     import_plugin()
-    import comfy.model_management
+    import comfy.model_management as management
     import weights
     from comfyui_lance.lance_model import loading
 
@@ -73,12 +72,12 @@ def main() -> None:
     print("| | GB | s | GB/s | own GB | at most GB, mapped file included |\n| --- |" + " ---: |" * 5)
 
     def row(name: str, size: float, act: Callable[[], object]) -> None:
-        Path("/proc/self/clear_refs").write_text("5")
+        forget_peak("cpu")
         start = time.monotonic()
         act()
         seconds = time.monotonic() - start
         amounts = f"{size:.2f} | {seconds:.2f} | {size / seconds:.2f}" if size else f" | {seconds:.2f} | "
-        print(f"| {name} | {amounts} | {status('RssAnon'):.2f} | {status('VmHWM'):.2f} |", flush=True)
+        print(f"| {name} | {amounts} | {own():.2f} | {peak('cpu'):.2f} |", flush=True)
 
     row("before", 0, lambda: None)
     for _ in range(options.rounds):  # in turns, as below the system's cache a disk has its own
@@ -87,8 +86,8 @@ def main() -> None:
         forget(path)
         row("Load Lance", 0, lambda: parts.extend(loading.load(path)))
         experts = parts[0].model_size() / 1e9
-        row("first use of the experts", experts, lambda: use(parts[0]))
-        comfy.model_management.unload_all_models()
+        row("first use of the experts", experts, lambda: use(parts[0], management))
+        management.unload_all_models()
         parts.clear()
         gc.collect()
 

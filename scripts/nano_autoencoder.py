@@ -21,8 +21,6 @@ RATE = 4e-3
 WHOLE = 0.7  # from here on, on whole pictures, and with the statistics as they are
 NOISE = 0.2  # at most, on the latents in training
 DECODER_NOISE = 0.3  # what the transformer makes is about 0.1 off, at times more
-
-
 SPACE = Wan22()  # its mean and deviation lie between the latents of the VAE and those that are sampled
 
 
