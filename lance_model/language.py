@@ -3,6 +3,8 @@ head."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 from dataclasses import dataclass, replace
 
@@ -52,31 +54,36 @@ class LanceTokenizer:
         video: torch.Tensor | None = None,
         audio=None,
         images=(),
+        videos=(),
+        audios=(),
         skip_template: bool = False,
+        system_prompt: str = "",
         mape: bool = False,
         **kwargs,
     ) -> dict:
         """A request, as a token dict that encode_token_weights and generate understand.
 
-        `image` (each of the batch is a picture) and `video` (frames at 24 per second) are what core's Generate Text
-        hands over.
+        Core's Generate Text hands over `image` (each of the batch is a picture) and `video` (frames at 24 per second),
+        or lists of them, and `system_prompt`, where "" is the task's own. Two more of its options are for models that
+        need them and change nothing: `thinking`, and `min_length`, to which prompts are padded.
         """
-        if audio is not None:
+        if audio is not None or audios:
             raise ValueError("Lance cannot hear: it reads pictures and clips. Disconnect the audio.")
-        if len(images):
+        # Only Generate Text names these; the pictures of other nodes are prepared for their own models.
+        if images is not None and len(images) and not kwargs.keys() & {"thinking", "min_length"}:
             raise ValueError(
                 "This node encodes pictures for another model. Use Lance Encode Image Edit or Lance Encode References."
             )
-        if skip_template and not text.strip() and image is None and video is None:
+        batches, clips = _listed(image, images), _listed(video, videos)
+        if skip_template and not text.strip() and not batches and not clips:
             raise ValueError(
                 "There is nothing to answer. Write a prompt, connect a picture, or use the default template."
             )
-        seen = [see(picture[None], "image 768") for picture in image] if image is not None else []
-        if video is not None:
-            seen.append(see(sample_frames(video, fps=24), "video 480p"))
-        request = Request(
-            text, system, "video" if video is not None else target, (*media, *seen), not skip_template, mape
-        )
+        seen = [see(picture[None], "image 768") for batch in batches for picture in batch]
+        seen += [see(sample_frames(clip, fps=24), "video 480p") for clip in clips]
+        if system is None:
+            system = system_prompt.strip() or None
+        request = Request(text, system, "video" if clips else target, (*media, *seen), not skip_template, mape)
         return {"lance": request}
 
     def segments(self, request: Request, system: str) -> tuple[list[Segment], int]:
@@ -102,6 +109,10 @@ class LanceTokenizer:
 
     def state_dict(self) -> dict:
         return {}
+
+
+def _listed(one, several) -> list:
+    return ([] if one is None else [one]) + ([] if several is None else list(several))
 
 
 def prepare(clip, request: Request) -> LanceLanguage:
@@ -232,5 +243,10 @@ class LanceLanguage(nn.Module):
 
     def generate(self, tokens: dict, **options) -> list[int]:
         """Ids of the answer, without end token. Options are those of core's Generate Text, see
-        `generation.generate`."""
-        return generation.generate(self, self.transformer_patcher, tokens["lance"], **options)
+        `generation.generate`. Others, which newer versions may add, are left out with a word in the log."""
+        options.pop("mtp", None)  # by its own description without effect on models that have no heads for it
+        unknown = options.keys() - inspect.signature(generation.generate).parameters
+        if unknown:
+            logging.warning("Lance answers without %s, which it does not know.", ", ".join(sorted(unknown)))
+        known = {name: value for name, value in options.items() if name not in unknown}
+        return generation.generate(self, self.transformer_patcher, tokens["lance"], **known)
