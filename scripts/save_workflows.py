@@ -50,8 +50,13 @@ LAYOUT = {
 MEDIA = {".png", ".mp4"}
 MASK = "lance_mask.png"
 MISSING = "app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type)"
+# A button for uploads has no value, but the page saves one, which a newer host's next widget would take for its own.
 SAVED = """async () => {
     const { workflow, output } = await app.graphToPrompt()
+    for (const { id, widgets_values } of workflow.nodes) {
+        const saved = app.graph.getNodeById(id).widgets?.filter((widget) => widget.serialize !== false)
+        if (saved?.at(-1)?.type === 'button') widgets_values.pop()
+    }
     return [workflow, output].map((graph) => JSON.stringify(graph, null, 2))
 }"""
 

@@ -20,6 +20,12 @@ MISSING = "app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_
 LOADED = "(image) => image.complete && image.naturalWidth > 0"
 # As the template browser opens a file.
 OPEN = "async ([url, name]) => app.loadGraphData(await (await fetch(url)).json(), true, true, name)"
+# One more widget on each of these nodes, after those that they have.
+EXTEND = """(nodes) => Promise.all(Object.entries(nodes).map(([name, node]) => {
+    node.input.optional = { ...node.input.optional, added: ['STRING', { default: 'its default' }] }
+    node.input_order.optional = Object.keys(node.input.optional)
+    return app.registerNodeDef(name, node)
+}))"""
 # What SaveImage shows on the canvas: its loaded picture.
 SHOWN = """() => {
     const picture = app.graph.nodes.find((node) => node.type === 'SaveImage').imgs?.[0]
@@ -43,7 +49,17 @@ def check_opened(page, name: str) -> None:
     assert page.evaluate(MISSING) == []
     assert page.get_by_test_id("error-overlay").all_inner_texts() == []
     assert page.locator("[role=alertdialog], .p-toast-message-error").all_inner_texts() == []
-    assert page.evaluate(PROMPT) == workflows.load(name)
+    check_prompt(page.evaluate(PROMPT), workflows.load(name))
+
+
+def check_prompt(prompt: dict, shipped: dict) -> None:
+    """What the page sends is what was shipped, but for inputs that the host's own nodes have beside."""
+    assert prompt.keys() == shipped.keys()
+    for node, spec in shipped.items():
+        added = prompt[node]["inputs"].keys() - spec["inputs"].keys()
+        assert not (added and "Lance" in spec["class_type"])
+        left = {key: value for key, value in prompt[node]["inputs"].items() if key not in added}
+        assert prompt[node] | {"inputs": left} == spec
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +96,31 @@ def test_the_template_browser_shows_and_opens_them(page, pack):
 def test_workflow_opens(page, pack, name):
     page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{name}.json", name])
     check_opened(page, name)
+
+
+def test_widgets_that_newer_hosts_add_get_their_defaults(server, page, pack):
+    """As Load Video got `edit` in ComfyUI 0.35 (comfy_extras/nodes_video.py)."""
+    core = {name: node for name, node in server.object_info().items() if node["python_module"].startswith("comfy")}
+    newer = page.context.browser.new_page()
+    newer.goto(server.url)
+    newer.wait_for_function("window.app?.vueAppReady", timeout=90_000)
+    for name in ("masked_edit", "text_to_video", "video_edit"):
+        shipped = workflows.load(name)
+        types = {spec["class_type"] for spec in shipped.values()} & core.keys()
+        newer.evaluate(EXTEND, {type: core[type] for type in types})
+        newer.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{name}.json", name])
+        newer.wait_for_timeout(300)  # the preview of a clip comes a moment after the graph
+        prompt = newer.evaluate(PROMPT)
+        check_prompt(prompt, shipped)
+        values = {spec["inputs"]["added"] for spec in prompt.values() if spec["class_type"] in types}
+        assert values <= {"its default"}, name
+    newer.close()
+
+
+def test_what_the_page_sends_for_a_clip_runs(server, page, pack):
+    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/video_edit.json", "video_edit"])
+    entry = server.wait(server.queue(page.evaluate(PROMPT)))
+    assert [path.suffix for path in server.outputs(entry)] == [".mp4"]
 
 
 def test_the_picture_appears(page, pack):
