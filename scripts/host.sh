@@ -83,7 +83,8 @@ find_python() {
 # For test.sh alone: what a ComfyUI of the user's own lacks goes into a folder beside it.
 find_test_tools() {
     "$LANCE_PYTHON" -c 'import pytest, ruff, playwright, hypothesis, comfy_api_simplified' 2>/dev/null && return
-    local tools=$LANCE_HOST_DIR/tools
+    local tools
+    tools=$LANCE_HOST_DIR/tools-$("$LANCE_PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') # some are compiled
     [ -d "$tools/hypothesis" ] || run "Test tools" "$LANCE_PYTHON" -m pip install --target "$tools" "${TEST_TOOLS[@]}"
     export PYTHONPATH="$tools${PYTHONPATH:+:$PYTHONPATH}"
 }
