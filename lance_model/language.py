@@ -12,13 +12,13 @@ import comfy.model_management
 import comfy.text_encoders
 import torch
 import torch.nn as nn
-from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 from transformers import Qwen2Tokenizer
 
 from . import generation, tasks
 from .config import VisionConfig
 from .media import Medium, sample_frames, see
 from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence
+from .vision import VisionEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class LanceLanguage(nn.Module):
         self.execution_device = None
         self.embed_tokens = operations.Embedding(vocabulary, hidden, device=device, dtype=dtype)
         self.lm_head = operations.Linear(hidden, vocabulary, bias=False, device=device, dtype=dtype)
-        self.visual = Qwen2VLVisionTransformer(
+        self.visual = VisionEncoder(
             hidden_size=vision.hidden,
             output_hidden_size=vision.out_hidden,
             intermediate_size=vision.inner,
@@ -203,7 +203,7 @@ class LanceLanguage(nn.Module):
             return medium.embeddings
         device = self.execution_device
         patches = medium.patches.to(device, self.compute_dtype(device))
-        return self.visual(patches, torch.tensor([medium.grid], device=device))
+        return self.visual(patches, medium.grid)
 
     def sequence(self, request: Request, segments: list[Segment], head: int, mape: bool) -> Sequence:
         """Embeds the segments' understanding tokens."""

@@ -63,9 +63,13 @@ def rotary_frequencies(positions: torch.Tensor, head_dim: int, device: torch.dev
     sections = torch.tensor([head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16])
     axis = torch.arange(3).repeat_interleave(sections)
     inverse = ROPE_THETA ** -(torch.arange(half, dtype=torch.float32) / half)
-    angles = (positions.float()[axis].T * inverse).to(device)
+    return rotation((positions.float()[axis].T * inverse).to(device))
+
+
+def rotation(angles: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices [1, ..., 1, n, 2, 2] of angles [..., n], one for each pair of a head's channels."""
     cos, sin = angles.cos(), angles.sin()
-    return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))[None, :, None]
+    return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))[None, ..., None, :, :, :]
 
 
 def stream_frequencies(

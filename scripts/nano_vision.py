@@ -34,7 +34,7 @@ def answers(scene: world.Scene) -> list[int]:
 def embeddings(visual: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     """Pictures [n, h, w, 3] in 0..1, each alone → tokens [n, K, hidden]."""
     patches, grid = media.patches(pictures.repeat_interleave(2, dim=0))
-    return visual(patches, torch.tensor([grid], device=patches.device)).unflatten(0, (len(pictures), -1))
+    return visual(patches, grid).unflatten(0, (len(pictures), -1))
 
 
 def train(rng, visual: nn.Module, steps: int, pool: int, for_vision: Callable, device, report) -> None:

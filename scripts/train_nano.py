@@ -338,9 +338,7 @@ def see(trainee: Trainee, pools: Pools, indices: list[int], clip: bool) -> torch
     # A picture counts as two equal frames; pictures side by side in time are seen one by one.
     pixels = pixels.flatten(0, 1) if clip else pixels.repeat_interleave(2, dim=0)
     patches, grid = media.patches(pixels.float() / 255)
-    return trainee.language.visual(patches, torch.tensor([grid], device=patches.device)).unflatten(
-        0, (len(indices), -1)
-    )
+    return trainee.language.visual(patches, grid).unflatten(0, (len(indices), -1))
 
 
 def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bool) -> torch.Tensor:
