@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from comfy.taesd.taehv import TAEHV
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checkpoint import CheckpointError
@@ -26,20 +26,27 @@ VAE = "vae."
 def checkpoint(folder: Path) -> Path:
     """The demonstration model as a single-file checkpoint in `folder`, made unless it is there."""
     path = folder / f"lance_nano_{PACKED.stat().st_mtime_ns:x}.safetensors"
-    if not path.exists():
-        tensors, metadata = unpack(PACKED)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            save_file(tensors, partial, metadata)
-            partial.replace(path)
-        except OSError as error:
-            raise CheckpointError(
-                f"The demonstration model cannot be written to {folder} ({error.strerror}). Free about 130 MB there."
-            ) from None
-        finally:
-            partial.unlink(missing_ok=True)
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = str(error).rpartition("I/O error: ")[2] if isinstance(error, SafetensorError) else error.strerror
+        raise CheckpointError(
+            f"The demonstration model cannot be written to {folder} ({reason}). Free about 130 MB there and make the "
+            "folder writable."
+        ) from None
     return path
+
+
+def _write(path: Path) -> None:
+    tensors, metadata = unpack(PACKED)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def unpack(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

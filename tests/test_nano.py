@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -110,14 +111,26 @@ def test_the_checkpoint_is_made_once_and_whole(tmp_path):
     assert head.shape[0] == packed.VOCABULARY and 100 < head.any(dim=1).sum() < 1000
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
+@pytest.fixture()
+def little_room():
+    """No file of this process grows beyond a megabyte, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(packed, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*Free"):
+
+def test_a_full_disk_is_said_and_left_clean(little_room, tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot be written to .* \(File too large.*Free about 130 MB"):
         packed.checkpoint(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["file", "file/folder", "/proc/lance"])
+def test_a_folder_that_cannot_be_made_is_said(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot be written to .* \(.+\).*make the folder writable"):
+        packed.checkpoint(tmp_path / folder)
 
 
 def test_it_loads_beside_other_weights(tiny, monkeypatch, tmp_path):
