@@ -1,11 +1,13 @@
 """Files → ComfyUI's MODEL, CLIP and VAE.
 
-Weights stay memory-mapped and become the modules' parameters without a copy wherever the dtype allows, and a file that
-is loaded twice is held once.
+Each weight is in memory once, and a file that is loaded twice is held once. Where ComfyUI reads weights from the file
+whenever it needs them (dynamic VRAM) they stay mapped, as its own loaders' do; elsewhere they are read into memory of
+their own, which what happens to the file later does not reach.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import weakref
 from collections.abc import Callable
@@ -13,14 +15,16 @@ from functools import partial
 from pathlib import Path
 
 import comfy.hooks
+import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.utils
+import numpy
 import torch
 
-from . import context, guidance, quantised
+from . import context, guidance, precision, quantised
 from .checkpoint import (
     DOWNLOAD,
     VAE_FILES,
@@ -35,13 +39,17 @@ from .checkpoint import (
     transformer_prefix,
     vision_settings,
 )
-from .config import LAYER, Shape, TransformerConfig, VisionConfig
+from .config import Shape, TransformerConfig, VisionConfig
 from .diffusion import LanceConfig
 from .language import LanceLanguage, LanceTokenizer
 from .transformer import LanceTransformer
 
-WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
-FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fn_fast": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+try:
+    from comfy.storage import state_dict_fast_disk
+except ImportError:  # ComfyUI before 0.37
+    state_dict_fast_disk = None
+
+WEIGHT_DTYPES = precision.WEIGHT_DTYPES
 CHOOSE_VAE = "Choose Wan 2.2's (Wan2.2_VAE.pth or wan2.2_vae.safetensors)."
 
 # Model patchers and VAEs in use, by files and dtype. Weak: what nobody uses is freed.
@@ -119,36 +127,32 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
     except ValueError as error:
         raise CheckpointError(f"{part.path.name} has dimensions that fit no Lance: {error}. {DOWNLOAD}") from None
     _check(part, quantised.stored(part, layers, _shapes(partial(LanceTransformer, **vars(config)))))
-    load_device, supported = comfy.model_management.get_torch_device(), LanceConfig.supported_inference_dtypes
-    weights = _state_dict(part)
-    dtype = weights["vae2llm.bias"].dtype
-    if dtype not in supported:
-        dtype = torch.bfloat16
-    elif dtype == torch.float32 and not comfy.model_management.is_device_cpu(load_device):
-        parameters = sum(w.nelement() for w in weights.values())
-        dtype = comfy.model_management.unet_dtype(
-            model_params=parameters, supported_dtypes=supported, weight_dtype=dtype
-        )
-    layers = quantised.unpack(weights, layers, dtype)
-    model_config = LanceConfig({**LanceConfig.unet_config, **vars(config)})
-    if layers:  # computed with as they are stored, whatever `weight_dtype` asks
-        large, model_config.quant_config = None, {"mixed_ops": True}
-    else:
-        large = weights[LAYER + "mlp.gate_proj.weight"].dtype
-        large = FP8.get(weight_dtype, large if large in FP8.values() else dtype)
-        model_config.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
-    for name, weight in weights.items():
-        if name.rpartition(".")[0] not in layers:
-            weights[name] = weight.to(large if large and _is_large(name, weight) else dtype)
+    load_device = comfy.model_management.get_torch_device()
+    dtype = precision.of_model(part, load_device)
+    large = precision.of_projections(part, layers, weight_dtype, dtype, load_device)
 
-    cast = comfy.model_management.unet_manual_cast(large, load_device, supported)
-    model_config.set_inference_dtype(large or dtype, cast)
+    def cast(name: str, weight: torch.Tensor) -> torch.Tensor:
+        if name.rpartition(".")[0] in layers:
+            return weight
+        return weight.to(large if large and _is_large(name, weight) else dtype)
+
+    weights = _read(part, _stays_mapped(load_device, disable_dynamic), cast)
+    layers = quantised.unpack(weights, layers, dtype, keep=large is None)
+    weights = {name: cast(name, weight) for name, weight in weights.items()}
+
+    model_config = LanceConfig({**LanceConfig.unet_config, **vars(config)})
+    if layers:
+        model_config.quant_config = {"mixed_ops": True}
+    else:
+        model_config.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
+    computed = comfy.model_management.unet_manual_cast(large, load_device, precision.SUPPORTED)
+    model_config.set_inference_dtype(large or dtype, computed)
     # Quantised layers would take their weights to the device on which they were built.
     model = model_config.get_model(weights, device=torch.device("cpu" if layers else "meta"))
     _fill(model.diffusion_model, weights)
     model.device = comfy.model_management.unet_offload_device()
 
-    patcher = _patcher(model, load_device, model.device, disable_dynamic)
+    patcher = _patcher(model, weights, load_device, model.device, disable_dynamic)
     patcher.cached_patcher_init = (_build_model, (file, weight_dtype))
     context.add_to(patcher)
     guidance.apply(patcher)
@@ -191,15 +195,17 @@ def _build_language(language: Part, vision: Part, model, disable_dynamic: bool =
     _check(language, {name: what for name, what in expected.items() if not name.startswith("visual.")})
 
     load_device = comfy.model_management.text_encoder_device()
-    weights = _state_dict(language) | _state_dict(vision)
-    dtype = weights["embed_tokens.weight"].dtype
-    if dtype != torch.float32 or comfy.model_management.should_use_bf16(load_device):
-        dtype = torch.bfloat16
+    dtype = precision.of_language(language, load_device)
+    mapped = _stays_mapped(load_device, disable_dynamic)
+    weights = {}
+    for part in (language, vision):
+        weights |= _read(part, mapped, lambda name, weight: weight.to(dtype))
     module = build(LanceTokenizer(), device=torch.device("meta"), dtype=dtype, operations=comfy.ops.manual_cast)
-    _fill(module, {name: weight.to(dtype) for name, weight in weights.items()})
+    _fill(module, weights)
     module.transformer_patcher = model
 
-    patcher = _patcher(module, load_device, comfy.model_management.text_encoder_offload_device(), disable_dynamic)
+    offload_device = comfy.model_management.text_encoder_offload_device()
+    patcher = _patcher(module, weights, load_device, offload_device, disable_dynamic)
     patcher.cached_patcher_init = (_build_language, (language, vision, model))
     patcher.is_clip = True
     patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
@@ -279,9 +285,31 @@ def _check(part: Part, expected: quantised.Expected) -> None:
         raise CheckpointError(f"{part.path.name} is not complete or not Lance's: it {problems[0]}. Download it again.")
 
 
-def _state_dict(part: Part) -> dict[str, torch.Tensor]:
-    tensors = comfy.utils.load_torch_file(str(part.path))
-    return {name: tensors[key] for name, key in part.keys.items()}
+def _stays_mapped(load_device: torch.device, disable_dynamic: bool) -> bool:
+    """Whether the weights get a patcher that reads them from the file whenever it needs them."""
+    dynamic = comfy.memory_management.aimdo_enabled and not disable_dynamic
+    return dynamic and not comfy.model_management.is_device_cpu(load_device)
+
+
+def _read(part: Part, mapped: bool, cast: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The part's tensors as `cast` makes them: mapped from the file, or read one by one into memory of their own."""
+    if mapped:
+        tensors = comfy.utils.load_torch_file(str(part.path))
+        return {name: cast(name, tensors[key]) for name, key in part.keys.items()}
+    with part.path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        first = file.tell()
+
+        def tensor(key: str) -> torch.Tensor:
+            start, end = header[key]["data_offsets"]
+            file.seek(first + start)
+            data = numpy.fromfile(file, numpy.uint8, end - start)
+            if len(data) < end - start:
+                raise CheckpointError(f"{part.path.name} has become shorter while it was read. Load it again.")
+            dtype = precision.STORED[part.header.dtypes[key]]
+            return torch.from_numpy(data).view(dtype).view(part.header.shapes[key])
+
+        return {name: cast(name, tensor(key)) for name, key in part.keys.items()}
 
 
 def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -291,6 +319,8 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     comfy.model_management.archive_model_dtypes(module)
 
 
-def _patcher(module: torch.nn.Module, load_device, offload_device, disable_dynamic: bool):
+def _patcher(module: torch.nn.Module, weights: dict, load_device, offload_device, disable_dynamic: bool):
     patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    return patcher(module, load_device=load_device, offload_device=offload_device)
+    # Whether the weights come from a disk so fast that they may be read again instead of being kept in memory.
+    fast_disk = {} if state_dict_fast_disk is None else {"fast_disk": state_dict_fast_disk(weights)}
+    return patcher(module, load_device=load_device, offload_device=offload_device, **fast_disk)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 
+import comfy.ops
 import torch
 from comfy.quant_ops import QUANT_ALGOS, ck
 from safetensors import safe_open
@@ -154,10 +155,10 @@ def _tensors(format: str, rows: int, columns: int, beside: dict[str, Shape]) -> 
     return tensors | {name: what for name, what in optional.items() if name in beside}
 
 
-def unpack(weights: dict[str, torch.Tensor], settings: Settings, dtype: torch.dtype) -> Settings:
+def unpack(weights: dict[str, torch.Tensor], settings: Settings, dtype: torch.dtype, keep: bool = True) -> Settings:
     """Makes the weights such as ComfyUI's operations take, in place; `dtype` is that of plain weights.
 
-    Returns the settings of those layers that stay quantised.
+    Returns the settings of those layers that stay quantised; none do without `keep`, for devices that cannot hold fp8.
     """
     kept = {}
     for layer, described in settings.items():
@@ -177,6 +178,21 @@ def unpack(weights: dict[str, torch.Tensor], settings: Settings, dtype: torch.dt
             weights[layer + ".weight_scale_2"] = largest
             # Activations that nobody calibrated keep their precision.
             described = {"format": "nvfp4", "full_precision_matrix_mult": True}
-        kept[layer] = described
         weights[layer + ".comfy_quant"] = torch.tensor(list(json.dumps(described).encode()), dtype=torch.uint8)
+        if keep:
+            kept[layer] = described
+        else:
+            weights[layer + ".weight"] = _plain(weights, layer, described["format"]).to(dtype)
     return kept
+
+
+def _plain(weights: dict[str, torch.Tensor], layer: str, format: str) -> torch.Tensor:
+    """What the tensors of a quantised layer stand for, by ComfyUI's own operations; they are taken out of `weights`."""
+    names = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant")
+    tensors = {name: weights.pop(f"{layer}.{name}") for name in names if f"{layer}.{name}" in weights}
+    rows, columns = tensors["weight"].shape
+    linear = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32).Linear(
+        columns * 2 if format == "nvfp4" else columns, rows, bias=False, device="cpu"
+    )
+    linear.load_state_dict(tensors)
+    return linear.weight.dequantize() * getattr(linear, "pre_quant_scale", 1)

@@ -131,8 +131,24 @@ def resident(peak: bool = False) -> int:
     return int(high.split()[1]) * 1024
 
 
+@pytest.fixture()
+def dynamic(monkeypatch) -> list[torch.Tensor]:
+    """Dynamic VRAM, with which ComfyUI has a reader of its own; the tensors that it has given out."""
+    given = []
+
+    def load_safetensors(path):
+        tensors = load_file(path)
+        given.extend(tensors.values())
+        return tensors, {}
+
+    monkeypatch.setattr(comfy.utils, "load_safetensors", load_safetensors)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
+    return given
+
+
 @pytest.mark.skipif(psutil.virtual_memory().total < 15e9, reason="mapping 12.4 GB takes about as much RAM, even unread")
-def test_the_real_model_is_mapped_not_copied(real_shapes, tiny, tmp_path):
+def test_with_dynamic_vram_the_real_model_is_mapped_not_copied(real_shapes, tiny, tmp_path, dynamic):
     for name in ("Lance_3B/model.safetensors", "Qwen2.5-VL-ViT/vit.safetensors"):
         write_sparse(tmp_path / name, real_shapes[name.split("/")[0]], "BF16")
     resident(peak=True)
@@ -144,6 +160,23 @@ def test_the_real_model_is_mapped_not_copied(real_shapes, tiny, tmp_path):
     weights = [*model.model.diffusion_model.parameters(), *clip.cond_stage_model.parameters()]
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
     assert not any(weight.is_meta for weight in weights) and weights[-1].sum() == 0
+
+
+@pytest.mark.parametrize("dtype", SIZES)
+def test_elsewhere_each_weight_is_in_memory_once_even_while_it_is_read(dtype, real_shapes, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *args, **kwargs: True)  # makes F32 half of it
+    monkeypatch.setattr(tiny_checkpoint, "LAYERS", 2)
+    monkeypatch.setattr(tiny_checkpoint, "VIT_DEPTH", 8)
+    monkeypatch.setattr(tiny_checkpoint, "VOCAB", 20_000)
+    write_sparse(tmp_path / MODEL, tiny_checkpoint.transformer_shapes(), dtype)
+    write_sparse(tmp_path / VISION, tiny_checkpoint.vit_shapes(), dtype)
+    resident(peak=True)
+    before = resident()
+    model, clip, _ = loading.load(tmp_path / MODEL, vae=tiny / VAE)
+    size = model.model_size() + clip.patcher.model_size()
+    assert size == pytest.approx(1.18e9, rel=0.05)
+    largest = 20_000 * 2048 * SIZES[dtype]
+    assert resident() - before < 1.05 * size and resident(peak=True) - before < 1.05 * size + largest
 
 
 # ---- Layouts ---------------------------------------------------------------------------------------------------------
@@ -338,12 +371,36 @@ def test_a_chosen_part_wins_over_the_one_beside_the_model(weights, tmp_path):
     )
 
 
-def test_layers_that_get_their_weights_late_are_filled_as_well(weights, tmp_path, monkeypatch):
+def test_layers_that_get_their_weights_late_are_filled_as_well(weights, tmp_path, dynamic):
     """With dynamic VRAM, ComfyUI's layers have no weights before a state dict is loaded, and files go another way."""
-    monkeypatch.setattr(comfy.utils, "load_safetensors", lambda path: (load_file(path), {}))
-    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     assert comfy.ops.manual_cast.Linear(2, 2).weight is None
-    check_weights(loading.load(**official(tmp_path, weights)), weights)
+    loaded = loading.load(**official(tmp_path, weights))
+    check_weights(loaded, weights)
+    mapped = {tensor.data_ptr() for tensor in dynamic}
+    assert all(weight.data_ptr() in mapped for weight in loaded[0].model.diffusion_model.parameters())
+
+
+class Newer(comfy.model_patcher.ModelPatcher):
+    """As of ComfyUI 0.37."""
+
+    def __init__(self, model, load_device, offload_device, size=0, weight_inplace_update=False, fast_disk=False):
+        super().__init__(model, load_device, offload_device, size, weight_inplace_update)
+        self.fast_disk = fast_disk
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_newer_hosts_are_told_whether_weights_may_be_read_again(mapped, weights, tmp_path, monkeypatch, request):
+    """Those hosts ask their own function, which knows mapped tensors by a mark on their storage."""
+    given = request.getfixturevalue("dynamic") if mapped else []
+
+    def state_dict_fast_disk(state_dict):
+        pointers = {tensor.data_ptr() for tensor in given}
+        return bool(pointers) and all(weight.data_ptr() in pointers for weight in state_dict.values())
+
+    monkeypatch.setattr(loading, "state_dict_fast_disk", state_dict_fast_disk)
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Newer)
+    model, clip, _ = loading.load(**official(tmp_path, weights))
+    assert clip.patcher.parent.fast_disk == model.parent.fast_disk == mapped
 
 
 def test_torch_compile_and_several_gpus_get_a_module_of_their_own(weights, tmp_path, monkeypatch):
