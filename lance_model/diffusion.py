@@ -12,6 +12,7 @@ import comfy.model_management
 import comfy.supported_models_base
 import torch
 
+from . import partners
 from .context import STORE, ContextStore, runs
 from .positions import latent_position_tables, position_ids, stream_frequencies
 from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
@@ -83,11 +84,7 @@ class Lance(comfy.model_base.BaseModel):
                 "concatenating and zeroing out do not work on an interleaved sequence). Write one prompt instead, "
                 "combine with Conditioning (Combine), or use an empty prompt for the unconditional branch."
             )
-        if embeddings.shape[-1] != self.diffusion_model.hidden:
-            raise ValueError(
-                f"The prompt was encoded with a Lance of width {embeddings.shape[-1]}, but this MODEL has width "
-                f"{self.diffusion_model.hidden}. Take MODEL and CLIP from the same Load Lance node."
-            )
+        partners.check_width(embeddings.shape[-1], self.diffusion_model.hidden)
         return sequence
 
     def process_timestep(self, timestep, denoise_mask=None, **kwargs):

@@ -14,8 +14,9 @@ import torch
 import torch.nn as nn
 from transformers import Qwen2Tokenizer
 
-from . import generation, tasks
+from . import generation, partners, tasks
 from .config import VisionConfig
+from .diffusion import Lance
 from .media import Medium, sample_frames, see
 from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence
 from .vision import VisionEncoder
@@ -115,6 +116,11 @@ def _listed(one, several) -> list:
     return ([] if one is None else [one]) + ([] if several is None else list(several))
 
 
+def check(clip) -> None:
+    """Raises ValueError for another model's CLIP."""
+    partners.check(clip, "cond_stage_model", LanceLanguage, "CLIP")
+
+
 def prepare(clip, request: Request) -> LanceLanguage:
     """Loads ComfyUI's CLIP for a request and returns its module, ready to run."""
     clip.load_model({"lance": request})
@@ -131,6 +137,7 @@ def look(clip, seen: list[Medium]) -> list[Medium]:
 
 def encode_pair(clip, prompt: str, negative_prompt: str = "", seen: list[Medium] = (), **request):
     """Positive and negative CONDITIONING over the same media, which the vision encoder sees once."""
+    check(clip)
     seen = tuple(look(clip, seen)) if seen else ()
 
     def encode(text: str):
@@ -141,6 +148,9 @@ def encode_pair(clip, prompt: str, negative_prompt: str = "", seen: list[Medium]
 
 def answer(clip, model, request: Request, **options) -> list[int]:
     """Ids of the answer by a MODEL of its own, LoRAs included. Options as in `generation.generate`."""
+    check(clip)
+    partners.check(model, "model", Lance, "MODEL")
+    partners.check_width(clip.cond_stage_model.lm_head.in_features, model.model.diffusion_model.hidden)
     language = prepare(clip, request)
     with comfy.model_management.cuda_device_context(clip.patcher.load_device):
         return generation.generate(language, model, request, **options)

@@ -184,9 +184,10 @@ def take(images: torch.Tensor, preset: str, label: Label, vae) -> tuple[Medium, 
 
 def encode(vae, images: torch.Tensor) -> torch.Tensor:
     """Frames [1 + 4k, h, w, 3] → latent [1, 48, 1 + k, h / 16, w / 16]."""
-    if vae.latent_channels != 48:
+    channels = getattr(vae, "latent_channels", "none")
+    if channels != 48:
         raise ValueError(
-            f"Lance works in the latent space of Wan 2.2's VAE (48 channels), but this VAE has {vae.latent_channels}. "
+            f"Lance works in the latent space of Wan 2.2's VAE (48 channels), but this VAE has {channels}. "
             "Connect the VAE output of Load Lance."
         )
     return vae.encode(images)

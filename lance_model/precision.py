@@ -54,15 +54,12 @@ def of_projections(
     quantised_by_comfy = any(settings["format"] != quantised.INT4 for settings in layers.values())
     if quantised_by_comfy and holds_fp8(device):
         if weight_dtype in FP8:
-            logging.warning("%s is quantised already: weight_dtype %s changes nothing.", part.path.name, weight_dtype)
+            logging.warning(f"{part.path.name} is quantised already: weight_dtype {weight_dtype} changes nothing.")
         return None
     stored = STORED.get(part.dtypes.get(LAYER + "mlp.gate_proj.weight"))
     dtype = FP8.get(weight_dtype, stored if stored in FP8.values() else plain)
     if quantised_by_comfy or dtype in FP8.values() and not holds_fp8(device):
-        logging.warning(
-            "%s cannot hold fp8 weights: %s is held in %s, which takes more memory.", device, part.path.name, plain
-        )
-        return plain
+        return _instead(plain, "fp8", part, device)
     return dtype
 
 
@@ -79,5 +76,15 @@ def of_language(part: Part, device: torch.device) -> torch.dtype:
 def _held(dtype: torch.dtype, part: Part, device: torch.device) -> torch.dtype:
     if comfy.model_management.supports_cast(device, dtype):
         return dtype
-    logging.warning("%s cannot hold %s: %s is held in float32, which takes more memory.", device, dtype, part.path.name)
-    return torch.float32
+    return _instead(torch.float32, _name(dtype), part, device)
+
+
+def _instead(dtype: torch.dtype, wanted: str, part: Part, device: torch.device) -> torch.dtype:
+    logging.warning(
+        f"{device} cannot hold {wanted} weights: {part.path.name} is held in {_name(dtype)}, which takes more memory."
+    )
+    return dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -76,7 +76,8 @@ def respond(clip, model, request: language.Request, max_length: int, sampling: d
     options = {"max_length": max_length} | sampling_options(sampling)
     if show is not None:
         options["on_tokens"] = lambda ids: show(clip.decode(ids))
-    text = clip.decode(language.answer(clip, model, request, **options)).strip()
+    ids = language.answer(clip, model, request, **options)
+    text = clip.decode(ids).strip()
     if not text and show is not None:
         show(EMPTY_HINT)
     return text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..lance_model import guidance
+from ..lance_model import guidance, partners
+from ..lance_model.diffusion import Lance
 
 
 class LanceGuidance(io.ComfyNode):
@@ -44,6 +45,7 @@ class LanceGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, start: float, end: float, renormalisation: str) -> io.NodeOutput:
+        partners.check(model, "model", Lance, "MODEL")
         model = model.clone()
         guidance.apply(model, (start, end), renormalisation)
         return io.NodeOutput(model)
