@@ -3,15 +3,23 @@
     python clients/client.py api/text_to_image.json --set prompt="A red fox in the snow" --set seed=7 --out pictures
     python clients/client.py api/caption.json --upload image=fox.jpg --server http://192.168.1.2:8188
 
-`--set` changes every input of that name in the workflow, `--set 3.seed=7` that of node 3 alone. As a module: `upload`,
-`change`, `run`, `texts` and `files` do the same from your own code.
+`--set` changes every input of that name in the workflow, `--set 3.seed=7` that of node 3 alone. Files keep the folder
+that the server gave them; one that is there already stays, and the new one is called NAME_2. As a module: `upload`,
+`change`, `run`, `texts`, `files` and `store` do the same from your own code.
+
+A server behind a login is http://USER:PASSWORD@HOST, or has a token. Better than in the command, which others on the
+machine can read, both are kept in the environment: COMFYUI_USER and COMFYUI_PASSWORD, or COMFYUI_TOKEN. What the
+address says comes first, then the token. A path in the address is kept: https://HOST/comfy.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
+import itertools
 import json
+import os
 import re
 import sys
 import time
@@ -23,6 +31,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SERVER = "http://127.0.0.1:8188"
+USER, PASSWORD, TOKEN = SECRETS = ("COMFYUI_USER", "COMFYUI_PASSWORD", "COMFYUI_TOKEN")
+FAULTS_OF_JOBS = (400, 413, 500)  # ComfyUI's own answers to a bad job; others come from what stands before it
+ADDRESS = (
+    "a server's address is HOST:PORT or http://USER:PASSWORD@HOST:PORT/PATH, "
+    "with %2F, %3F and %23 for /, ? and # in a password"
+)
 Prompt = dict[str, dict]  # node id → class_type and inputs
 
 
@@ -31,20 +45,37 @@ class JobError(Exception):
 
 
 class ServerLost(Exception):
-    """The server does not answer, or no longer knows the job: another server may do it."""
+    """The server does not answer, lets nobody in, or no longer knows the job: another server may do it."""
 
 
 def call(url: str, data: bytes | None = None, content_type: str = "application/json") -> bytes:
     """The body that the server answers with. Raises JobError with its own words if it refuses, ServerLost if it is
     gone."""
-    request = urllib.request.Request(url, data, {"Content-Type": content_type} if data is not None else {})
+    bare, authorization = _parts(url)
+    request = urllib.request.Request(bare, data, {"Content-Type": content_type} if data is not None else {})
+    if authorization:
+        request.add_unredirected_header("Authorization", authorization)  # which no other host is to see
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
+            if data is not None and response.url != bare:  # and has lost the data on its way
+                raise ServerLost(f"{bare} leads to {response.url}: give that address")
             return response.read()
     except urllib.error.HTTPError as refusal:
-        raise JobError(_reason(refusal)) from None
+        if refusal.code in FAULTS_OF_JOBS:
+            raise JobError(_reason(refusal)) from None
+        cure = ": give a user and password, or a token" if refusal.code == 401 else ""
+        raise ServerLost(f"{bare} answers {refusal.code} {refusal.reason}{cure}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise ServerLost(f"{url} does not answer: {error}") from None
+        raise ServerLost(f"{bare} does not answer: {error}") from None
+
+
+def ask(url: str, data: bytes | None = None, content_type: str = "application/json") -> dict:
+    """What `call` brings, read as JSON; ServerLost if it is none, such as a proxy's page."""
+    answer = call(url, data, content_type)
+    try:
+        return json.loads(answer)
+    except ValueError:
+        raise ServerLost(f"{shown(url)} answers, but not as ComfyUI does") from None
 
 
 def _reason(refusal: urllib.error.HTTPError) -> str:
@@ -53,13 +84,46 @@ def _reason(refusal: urllib.error.HTTPError) -> str:
         nodes = answer.get("node_errors") or {}
         problems = [f"{n['class_type']}: {e['message']}: {e['details']}" for n in nodes.values() for e in n["errors"]]
         return "; ".join(problems) or answer["error"]["message"]
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, http.client.HTTPException):
         return f"{refusal.url}: {refusal.code} {refusal.reason}"
 
 
 def address(server: str) -> str:
-    """The server's URL, however it was written."""
-    return (server if "://" in server else f"http://{server}").rstrip("/")
+    """The server's URL, however it was written; ValueError, which does not repeat it, if it is none."""
+    url = re.sub("^ws", "http", server) if "://" in server else f"http://{server}"
+    if urllib.parse.urlsplit(_parts(url)[0])[3:] != ("", ""):
+        raise ValueError(ADDRESS)
+    return url.rstrip("/")
+
+
+def _parts(url: str) -> tuple[str, str | None]:
+    """(the URL without user and password, what goes into the header Authorization)."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # which may be no number
+        cut = "@" in parts.path + parts.query + parts.fragment  # by a password's sign that ends the host
+        if cut or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError
+    except ValueError:
+        raise ValueError(ADDRESS) from None
+    userinfo, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=host).geturl(), _authorization(userinfo)
+
+
+def _authorization(userinfo: str) -> str | None:
+    user, _, password = map(urllib.parse.unquote, userinfo.partition(":"))
+    if not userinfo:
+        if token := os.environ.get(TOKEN, "").strip():
+            if not re.fullmatch("[!-~]+", token):
+                raise ValueError(f"{TOKEN} has a blank or another sign that is in no token")
+            return f"Bearer {token}"
+        user, password = os.environ.get(USER, ""), os.environ.get(PASSWORD, "")
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}" if user or password else None
+
+
+def shown(url: str) -> str:
+    """The URL without user and password, for messages."""
+    return _parts(url)[0]
 
 
 def read(workflow: Path) -> Prompt:
@@ -93,7 +157,7 @@ def upload(server: str, name: str, content: bytes) -> str:
     boundary = uuid.uuid4().hex
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{_plain(name)}"'
     body = f"{head}\r\n\r\n".encode() + content + f"\r\n--{boundary}--\r\n".encode()
-    return json.loads(call(f"{server}/upload/image", body, f"multipart/form-data; boundary={boundary}"))["name"]
+    return ask(f"{server}/upload/image", body, f"multipart/form-data; boundary={boundary}")["name"]
 
 
 def _plain(name: str) -> str:
@@ -103,7 +167,7 @@ def _plain(name: str) -> str:
 
 def queue(server: str, prompt: Prompt) -> str:
     """Queues a job and returns its id."""
-    return json.loads(call(f"{server}/prompt", json.dumps({"prompt": prompt}).encode()))["prompt_id"]
+    return ask(f"{server}/prompt", json.dumps({"prompt": prompt}).encode())["prompt_id"]
 
 
 def wait(server: str, job: str, seconds: float = 3600) -> dict:
@@ -111,9 +175,9 @@ def wait(server: str, job: str, seconds: float = 3600) -> dict:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         waiting = job.encode() in call(f"{server}/queue")  # asked first: the job may end between the two questions
-        entry = json.loads(call(f"{server}/history/{job}")).get(job)
+        entry = ask(f"{server}/history/{job}").get(job)
         if entry is None and not waiting:
-            raise ServerLost(f"{server} does not know job {job} any more: it was restarted, or the job was deleted")
+            raise ServerLost(f"{shown(server)} has no job {job} any more: it was restarted, or the job was deleted")
         if entry is not None and entry["status"]["status_str"] == "success":
             return entry["outputs"]
         if entry is not None:
@@ -125,12 +189,28 @@ def wait(server: str, job: str, seconds: float = 3600) -> dict:
 
 
 def files(server: str, outputs: dict) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each file that a job saved."""
+    """(name, content) of each file that a job saved; the name begins with the folder that the server put it in."""
     items = [item for node in outputs.values() for kind in node.values() if isinstance(kind, list) for item in kind]
     for item in items:
         if isinstance(item, dict) and item.get("type") == "output":
             where = {key: item[key] for key in ("filename", "subfolder", "type")}
-            yield Path(item["filename"]).name, call(f"{server}/view?{urllib.parse.urlencode(where)}")
+            path = f"{item['subfolder']}/{item['filename']}".replace("\\", "/")
+            name = "/".join(part.replace(":", "_") for part in path.split("/") if part.strip("."))  # leads nowhere else
+            yield name, call(f"{server}/view?{urllib.parse.urlencode(where)}")
+
+
+def store(folder: Path, name: str, content: bytes) -> Path:
+    """Writes a file under that name, or as NAME_2, NAME_3 … where one is there already; where it went."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for i in itertools.count(1):
+        free = path if i == 1 else path.with_stem(f"{path.stem}_{i}")
+        try:
+            with free.open("xb") as file:
+                file.write(content)
+            return free
+        except FileExistsError:
+            continue
 
 
 def texts(outputs: dict) -> list[str]:
@@ -155,8 +235,8 @@ def setting(text: str) -> tuple[str, object]:
     return name, parsed if isinstance(parsed, (bool, int, float)) else value
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Run a workflow in API format and download what it makes.")
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflow", type=Path)
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="settings")
     parser.add_argument(
@@ -167,25 +247,39 @@ def main() -> int:
         metavar="NAME=FILE",
         help="a picture or clip for an input",
     )
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for what is downloaded")
+    parser.add_argument(
+        "--out", type=Path, default=Path("."), help="folder for what is downloaded; no file in it is overwritten"
+    )
     parser.add_argument("--server", default=SERVER, help=f"default: {SERVER}")
+    parser.add_argument("--token", help=f"sent as a bearer token; default: {TOKEN} of the environment")
+    return parser
+
+
+def main() -> int:
+    parser = options()
     arguments = parser.parse_args()
-    server = address(arguments.server)
+    try:
+        if arguments.token is not None:
+            if "@" in arguments.server:
+                raise ValueError("--server has a user and --token is given: one of them is enough")
+            os.environ[TOKEN] = arguments.token
+        server = address(arguments.server)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         prompt = read(arguments.workflow)
         contents = [(name, Path(str(path)), Path(str(path)).read_bytes()) for name, path in arguments.upload]
     except (OSError, ValueError) as error:
         parser.error(f"{getattr(error, 'filename', None) or arguments.workflow} cannot be read: {error}")
     try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         for name, value in arguments.settings:
             change(prompt, name, value)
         for name, path, content in contents:
             change(prompt, name, upload(server, path.name, content))
         outputs = run(server, prompt)
-        arguments.out.mkdir(parents=True, exist_ok=True)
         for name, content in files(server, outputs):
-            (arguments.out / name).write_bytes(content)
-            print(arguments.out / name)
+            print(store(arguments.out, name, content))
         for text in texts(outputs):
             print(text)
     except KeyError as error:

@@ -6,9 +6,12 @@
 `caption` writes NAME.txt for each picture of a folder; `render` makes a picture of each line of a file.
 
 - One actor for each server: it uploads, queues, waits and downloads, one job at a time.
-- A job whose server dies goes to another one. A job that a server refuses, or that fails, would fail there too: it is
-  named at the end, and the others go on.
-- Results are written as they come.
+- A job whose server is lost (no answer, or a proxy's 502, 503, 504) goes back to the queue. The server is used again
+  if it comes back within `--wait` seconds; when none is left, the remaining jobs are named as failed.
+- A job that a server refuses, or that fails, would fail elsewhere too: it is named, and the others go on. The same
+  goes for one that has lost its server three times.
+- Results are written as they come; a file that is there already stays, and the new one is called NAME_2.
+- Servers behind a login: see client.py. User, password and token of the environment go to every server.
 
 Captions come from api/caption.json, pictures from api/text_to_image.json, or from a `--workflow` in API format with the
 same inputs. On a Ray cluster submit this folder: `ray job submit --working-dir clients -- python ray_jobs.py …`.
@@ -17,11 +20,13 @@ same inputs. On a Ray cluster submit this folder: `ray job submit --working-dir 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import client
@@ -33,6 +38,8 @@ except ImportError:
     sys.exit("This needs Ray: pip install ray")
 
 API = Path(__file__).resolve().parent.parent / "api"
+WAIT = 300  # seconds
+LOSSES = 3  # of its server, after which a job is taken for the cause
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -44,6 +51,7 @@ class Job:
     prompt: client.Prompt
     settings: dict[str, object] = field(default_factory=dict)
     uploads: dict[str, Path] = field(default_factory=dict)
+    losses: int = 0  # of a server that it was given to
 
 
 @dataclass
@@ -55,8 +63,21 @@ class Result:
 
 @ray.remote(num_cpus=0)
 class Server:
-    def __init__(self, url: str):
+    def __init__(self, url: str, secrets: dict[str, str]):
         self.url = url
+        os.environ.update(secrets)  # this may be another machine
+
+    def answers(self, seconds: float) -> None:
+        """Returns as soon as the server answers, and raises ServerLost if it does not within that time."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                client.ask(f"{self.url}/queue")
+                return
+            except client.ServerLost:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(1)
 
     def run(self, job: Job, contents: dict[str, bytes]) -> Result:
         prompt = deepcopy(job.prompt)
@@ -68,29 +89,46 @@ class Server:
         return Result(job.name, client.texts(outputs), list(client.files(self.url, outputs)))
 
 
-def spread(jobs: list[Job], urls: list[str]) -> Iterator[tuple[Job, Result | str]]:
-    """Each job with its result, or with the sentence why it has none, as they come."""
-    waiting, free, running = deque(jobs), {url: Server.remote(url) for url in urls}, {}
-    while waiting or running:
+def spread(jobs: list[Job], urls: list[str], seconds: float = WAIT) -> Iterator[tuple[Job, Result | str]]:
+    """Each job with its result, or with the sentence why it has none, as they come. Servers that are lost are waited
+    for that long."""
+    secrets = {name: os.environ[name] for name in client.SECRETS if name in os.environ}
+    waiting, free, running, awaited = deque(jobs), {}, {}, set()
+    for url in urls:
+        actor = Server.remote(url, secrets)
+        running[actor.answers.remote(0)] = url, actor, None
+    while waiting or any(job for _, _, job in running.values()):
         while waiting and free:
             url, actor = free.popitem()
             job = waiting.popleft()
             contents = {name: path.read_bytes() for name, path in job.uploads.items()}  # the actor may be elsewhere
             running[actor.run.remote(job, contents)] = url, actor, job
         if not running:
-            yield from ((job, f"no server is left of {', '.join(urls)}") for job in waiting)
+            yield from ((job, f"no server is left of {', '.join(map(client.shown, urls))}") for job in waiting)
             return
         (done,), _ = ray.wait(list(running))
         url, actor, job = running.pop(done)
         try:
-            yield job, ray.get(done)
-            free[url] = actor
+            result = ray.get(done)
         except (client.ServerLost, ray.exceptions.RayActorError) as error:
-            print(f"{url} is lost, {job.name} goes to another server ({_cause(error)})", file=sys.stderr)
-            waiting.appendleft(job)
+            result = f"it has lost its server {LOSSES} times, at last: {_cause(error)}"
+            if url in awaited:
+                print(f"{client.shown(url)} is given up ({_cause(error)})", file=sys.stderr)
+            else:
+                print(f"{client.shown(url)} is lost, waiting up to {seconds:g} s ({_cause(error)})", file=sys.stderr)
+                awaited.add(url)
+                actor = actor if isinstance(error, client.ServerLost) else Server.remote(url, secrets)
+                running[actor.answers.remote(seconds)] = url, actor, None
+            if job is not None and (losses := job.losses + 1) < LOSSES:
+                waiting.append(replace(job, losses=losses))
+                continue
         except (client.JobError, KeyError, OSError) as error:
-            yield job, _cause(error)
+            result, free[url] = _cause(error), actor
+        else:
+            awaited.discard(url)
             free[url] = actor
+        if job is not None:
+            yield job, result
 
 
 def _cause(error: Exception) -> str:
@@ -118,26 +156,28 @@ def pictures(lines: list[str], prompt: client.Prompt) -> list[Job]:
 def save(result: Result, out: Path) -> list[Path]:
     """Writes NAME.txt and NAME.png, NAME_2.png …; what was written."""
     texts = [(".txt", "\n".join(result.texts).encode())] if result.texts else []
-    written = []
-    for i, (name, content) in enumerate([*texts, *result.files]):
-        again = i - len(texts)  # 0 for the first file
-        written.append(out / f"{result.name}{f'_{again + 1}' if again > 0 else ''}{Path(name).suffix or name}")
-        written[-1].write_bytes(content)
-    return written
+    made = [(Path(name).suffix or name, content) for name, content in result.files]
+    return [client.store(out, result.name + ending, content) for ending, content in [*texts, *made]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Spread captions or pictures over several ComfyUI servers.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("caption", "render"))
     parser.add_argument("source", type=Path, help="a folder of pictures, or a file of prompts, one a line")
     parser.add_argument("--servers", nargs="+", required=True, metavar="URL")
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for texts and pictures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("."), help="folder for texts and pictures; no file in it is overwritten"
+    )
+    parser.add_argument(
+        "--wait", type=float, default=WAIT, metavar="SECONDS", help=f"for a lost server; default: {WAIT}"
+    )
     parser.add_argument(
         "--workflow", type=Path, help="in API format; default: api/caption.json, api/text_to_image.json"
     )
     arguments = parser.parse_args()
     workflow = arguments.workflow or API / {"caption": "caption.json", "render": "text_to_image.json"}[arguments.task]
     try:
+        urls = list(dict.fromkeys(map(client.address, arguments.servers)))
         prompt = client.read(workflow)
         if arguments.task == "caption":
             jobs = captions(arguments.source, prompt)
@@ -149,7 +189,7 @@ def main() -> int:
 
     ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     failed = 0
-    for job, result in spread(jobs, list(dict.fromkeys(map(client.address, arguments.servers)))):
+    for job, result in spread(jobs, urls, arguments.wait):
         if isinstance(result, str):
             failed += 1
             print(f"{job.name} FAILED: {result}", file=sys.stderr)

@@ -1,11 +1,11 @@
-"""Lance without the page: the example client, a client that others wrote, and Ray over two servers."""
+"""Lance without the page: the example client, clients that others wrote, and Ray over two servers."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 from endurance import picture, question
 from PIL import Image
+from proxy import Proxy
 
 CLIENTS = Path(__file__).resolve().parent.parent / "clients"
 NOWHERE = "http://127.0.0.1:9"
 
 
-def example(name: str, *arguments: object) -> subprocess.CompletedProcess:
+def example(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(CLIENTS / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
 
 
 def write(path: Path, prompt: dict) -> Path:
@@ -127,16 +128,116 @@ def test_client_tells_the_words_of_a_node_that_fails(server, tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("KSampler: ") and done.stderr.count("\n") == 1
 
 
+def test_client_keeps_files_of_one_name_apart(server, tmp_path):
+    """Two save nodes that differ in their folder, in a folder where an earlier file lies."""
+    prompt = picture()
+    for i, folder in enumerate(("left", "right")):
+        prompt[f"{20 + i}"] = endurance.node("EmptyImage", width=8, height=8, batch_size=1, color=255 << 8 * i)
+        prompt[f"{30 + i}"] = endurance.node("SaveImage", images=[f"{20 + i}", 0], filename_prefix=f"{folder}/two")
+    workflow = write(tmp_path / "two.json", {i: prompt[i] for i in ("20", "21", "30", "31")})
+    out = tmp_path / "out"
+    older = out / "left" / "two_00001_.png"
+    older.parent.mkdir(parents=True)
+    older.write_bytes(b"mine")
+    done = example("client.py", workflow, "--server", server.url, "--out", out)
+    assert done.returncode == 0, done.stderr
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert sorted(paths) == [out / "left" / "two_00001__2.png", out / "right" / "two_00001_.png"]
+    assert [pixels(path)[0, 0].tolist() for path in sorted(paths)] == [[0, 0, 255], [0, 255, 0]]
+    assert older.read_bytes() == b"mine"
+
+
+def test_client_writes_nowhere_but_into_its_folder(monkeypatch):
+    monkeypatch.syspath_prepend(CLIENTS)
+    import client
+
+    monkeypatch.setattr(client, "call", lambda url: b"")
+    paths = {"../../a.png": "", "/etc/b.png": "", "c.png": "..\\x", "d.png": "C:/y/."}
+    items = [{"filename": name, "subfolder": folder, "type": "output"} for name, folder in paths.items()]
+    names = [name for name, _ in client.files("http://here", {"1": {"images": items}})]
+    assert names == ["a.png", "etc/b.png", "x/c.png", "C_/y/d.png"]
+
+
+# ---- Servers behind a login ------------------------------------------------------------------------------------------
+
+NAME, SECRET = "magpie", "kestrel:heron w@gull%"  # its signs mean something in an address
+BASIC = "Basic " + base64.b64encode(f"{NAME}:{SECRET}".encode()).decode()
+LOGIN = f"{NAME}:kestrel%3Aheron%20w%40gull%25"
+ENVIRONMENT = {"COMFYUI_USER": NAME, "COMFYUI_PASSWORD": SECRET}
+
+
+@pytest.mark.parametrize(
+    ("expected", "address", "arguments", "environment"),
+    [
+        (BASIC, f"http://{LOGIN}@HOST", (), {}),
+        (BASIC, f"{LOGIN}@HOST", (), {"COMFYUI_TOKEN": "kestrel"}),
+        (BASIC, "ws://HOST", (), ENVIRONMENT),
+        ("Bearer kestrel.1-2_3", "HOST", ("--token", "kestrel.1-2_3"), ENVIRONMENT),
+        ("Bearer kestrel.1-2_3", "HOST", (), {"COMFYUI_TOKEN": "kestrel.1-2_3\n"}),
+    ],
+)
+def test_client_passes_a_login_and_a_prefix(server, expected, address, arguments, environment, workflow, tmp_path):
+    with Proxy(server.port, prefix="/comfy", authorization=expected) as proxy:
+        address = address.replace("HOST", f"{proxy.host}/comfy/")
+        done = example("client.py", workflow, "--server", address, "--out", tmp_path, *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    assert {authorization for _, authorization in proxy.asked} == {expected}
+    assert pixels(Path(done.stdout.strip())).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("address", "arguments", "environment", "words"),
+    [
+        (f"http://{LOGIN}@HOST", (), {}, "401 Unauthorized: give a user and password, or a token"),
+        ("HOST", (), ENVIRONMENT, "401 Unauthorized"),
+        (f"http://{LOGIN}@127.0.0.1:9", (), {}, "http://127.0.0.1:9/prompt does not answer"),
+        ("http://magpie:kestrel/gull@HOST", (), {}, "with %2F"),
+        ("http://magpie:12/gull@HOST", (), {}, "with %2F"),
+        ("http://magpie:12?gull@HOST", (), {}, "with %2F"),
+        ("http://magpie:12#gull@HOST", (), {}, "with %2F"),
+        ("ftp://magpie:kestrel@HOST", (), {}, "address is"),
+        ("magpie:gull@HOST", ("--token", "kestrel"), {}, "one of them is enough"),
+        ("HOST", (), {"COMFYUI_TOKEN": "kestrel gull"}, "COMFYUI_TOKEN has a blank"),
+    ],
+)
+def test_client_never_tells_a_secret(server, address, arguments, environment, words, workflow):
+    with Proxy(server.port, authorization="another") as proxy:
+        address = address.replace("HOST", proxy.host)
+        done = example("client.py", workflow, "--server", address, *arguments, **environment)
+    assert done.returncode > 0 and words in done.stderr and "Traceback" not in done.stderr
+    assert not [secret for secret in (NAME, "kestrel", "heron", "gull") if secret in done.stdout + done.stderr]
+
+
+def test_client_takes_no_login_to_another_address(server, monkeypatch):
+    monkeypatch.syspath_prepend(CLIENTS)
+    import client
+
+    with Proxy(server.port) as there, Proxy(server.port, moved_to=there.url) as here:
+        login = client.address(f"{LOGIN}@{here.host}")
+        assert "queue_running" in client.ask(f"{login}/queue")
+        with pytest.raises(client.ServerLost, match=f"leads to {there.url}/prompt: give that address"):
+            client.queue(login, picture())
+    assert {authorization for _, authorization in here.asked} == {BASIC}
+    assert {authorization for _, authorization in there.asked} == {None}
+    assert client.shown(client.address(f"wss://{LOGIN}@here/a/")) == "https://here/a"
+
+
 def test_client_tells_a_failed_job_from_a_lost_server(server, monkeypatch):
     monkeypatch.syspath_prepend(CLIENTS)
     import client
 
-    with pytest.raises(client.ServerLost, match="does not know job"):
+    with pytest.raises(client.ServerLost, match="has no job"):
         client.wait(server.url, "job-from-before-its-restart")
     with pytest.raises(client.ServerLost, match="does not answer"):
         client.queue(NOWHERE, picture())
     with pytest.raises(client.JobError, match="no outputs"):
         client.queue(server.url, {})
+    with Proxy(port=9) as proxy, pytest.raises(client.ServerLost, match="502 Bad Gateway"):
+        client.queue(proxy.url, picture())
+    with Proxy(server.port, prefix="/comfy") as proxy, pytest.raises(client.ServerLost, match="404 Not Found"):
+        client.queue(f"http://{proxy.host}/confy", picture())
+    with pytest.raises(client.ServerLost, match="not as ComfyUI does"):
+        client.ask(server.url)  # a page
 
 
 # ---- Clients that others wrote ---------------------------------------------------------------------------------------
@@ -154,11 +255,13 @@ def test_comfy_api_simplified(server, workflow, tmp_path):
     assert same(pixels(tmp_path / "theirs.png"), draw(server, workflow, tmp_path / "ours", seed=3))
 
 
-@pytest.mark.skipif(shutil.which("comfy") is None, reason="needs `pip install comfy-cli`")
+@pytest.mark.skipif(find_spec("comfy_cli") is None, reason="needs `pip install comfy-cli`")
 def test_comfy_cli(server, workflow, tmp_path):
     address = ("--host", "127.0.0.1", "--port", str(server.port))
     command = [
-        "comfy",
+        sys.executable,
+        "-m",
+        "comfy_cli",
         "--skip-prompt",
         "--no-enable-telemetry",
         "run",
@@ -251,7 +354,41 @@ def test_ray_names_the_job_that_failed(server, tmp_path):
 def test_ray_says_when_no_server_is_left(tmp_path):
     lines = tmp_path / "prompts.txt"
     lines.write_text("a ball\n\na cube\n")
-    job = ray_jobs("render", lines, "--servers", NOWHERE, "--workflow", write(tmp_path / "p.json", picture()))
-    out, err = job.communicate(timeout=300)
+    workflow = write(tmp_path / "p.json", picture())
+    with Proxy(port=9) as proxy:
+        login = f"http://{LOGIN}@{proxy.host}"
+        job = ray_jobs("render", lines, "--servers", NOWHERE, login, "--workflow", workflow, "--wait", 0)
+        out, err = job.communicate(timeout=300)
     assert job.returncode == 1 and "0 of 2 jobs done" in out and "Traceback" not in err
-    assert f"0001 FAILED: no server is left of {NOWHERE}" in err and "0002 FAILED: no server" in err
+    assert f"0001 FAILED: no server is left of {NOWHERE}, {proxy.url}" in err and "0002 FAILED: no server" in err
+    assert f"{proxy.url} is given up" in err and "502 Bad Gateway" in err and "kestrel" not in out + err
+
+
+@needs_ray
+def test_ray_waits_for_a_server_that_starts_again(two_servers, tmp_path):
+    """Behind a proxy, which goes on answering."""
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("\n".join(f"a ball, number {i}" for i in range(1, 7)))
+    workflow = write(tmp_path / "picture.json", picture(steps=40))
+    with Proxy(two_servers[1].port) as proxy:
+        job = ray_jobs("render", lines, "--servers", proxy.url, "--workflow", workflow, "--out", tmp_path / "out")
+        job.stdout.readline()
+        two_servers[1].process.kill()
+        two_servers[1].process.wait()
+        assert "is lost, waiting up to 300 s" in job.stderr.readline()
+        two_servers[1].start()
+        out, err = job.communicate(timeout=300)
+    assert job.returncode == 0 and "6 of 6 jobs done" in out, err
+    assert len({path.read_bytes() for path in (tmp_path / "out").iterdir()}) == 6
+
+
+@needs_ray
+def test_ray_gives_up_a_job_that_loses_every_server(server, tmp_path):
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a ball")
+    workflow = write(tmp_path / "p.json", picture())
+    with Proxy(server.port, dead="/prompt") as proxy:
+        job = ray_jobs("render", lines, "--servers", proxy.url, "--workflow", workflow)
+        out, err = job.communicate(timeout=300)
+    assert job.returncode == 1 and "0 of 1 jobs done" in out and err.count("is lost") == 3
+    assert "0001 FAILED: it has lost its server 3 times, at last: " in err and "502 Bad Gateway" in err
