@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import comfy.patcher_extension
 
+from .layer import Run
 from .sequence import Segment, Sequence
-from .transformer import KeyValues, Run
+from .streaming import KeyValues, Waiting
 
 STORE = "lance_context"  # its place in the run's transformer_options
 
@@ -41,7 +42,7 @@ class Context:
     step: object = None
 
     def head_pieces(self) -> list[KeyValues]:
-        return [[(k[:, :, : self.head], v[:, :, : self.head]) for k, v in self.pieces[0]]] if self.head else []
+        return [[(k[:, : self.head], v[:, : self.head]) for k, v in self.pieces[0]]] if self.head else []
 
 
 class ContextStore:
@@ -51,6 +52,7 @@ class ContextStore:
     def __init__(self):
         self._contexts: dict[tuple, Context] = {}
         self._targets: dict[tuple, object] = {}
+        self.waiting = Waiting()
 
     def context(
         self, sequence: Sequence, variant: tuple, step: object, compute: Callable[[int, list[KeyValues]], KeyValues]
@@ -86,8 +88,12 @@ class ContextStore:
 
 def outer_sample_wrapper(executor, *args, **kwargs):
     """Gives the sampling run a store of its own. The guider's model_options are a copy made for this run."""
-    executor.class_obj.model_options["transformer_options"][STORE] = ContextStore()
-    return executor(*args, **kwargs)
+    store = ContextStore()
+    executor.class_obj.model_options["transformer_options"][STORE] = store
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        store.waiting.release()
 
 
 def add_to(patcher) -> None:

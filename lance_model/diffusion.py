@@ -14,12 +14,13 @@ import torch
 
 from . import partners
 from .context import STORE, ContextStore, runs
+from .layer import PER_BRANCH
 from .positions import latent_position_tables, position_ids, stream_frequencies
 from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
-from .transformer import PER_BRANCH, KeyValues, LanceTransformer
+from .streaming import KeyValues
+from .transformer import LanceTransformer
 
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
-CONTEXT_SHARE = 1 / 10  # of a device's memory, which keys and values of a context may take
 STAYING = ("cpu", "mps", "privateuseone")  # share the computer's memory; of DirectML's, the last, no size is known
 
 
@@ -125,7 +126,7 @@ class Lance(comfy.model_base.BaseModel):
         device, dtype, grid = x.device, self.get_dtype_inference(), tuple(x.shape[2:])
         past, variant = [], (self, device, *self._hook_strengths())
         for sequence in sequences:
-            compute = partial(self._context, sequence, device, dtype, transformer_options)
+            compute = partial(self._context, store, sequence, x, dtype, transformer_options)
             past.append(store.context(sequence, variant, transformer_options.get("sigmas"), compute))
         share = len(x) // n
         brackets, frequencies, tables = store.target(
@@ -148,11 +149,16 @@ class Lance(comfy.model_base.BaseModel):
         hooks = self.current_patcher.current_hooks if self.current_patcher is not None else None
         return [(hook.hook_ref, hook.strength) for hook in hooks.hooks] if hooks is not None else []
 
+    def prefetching(self) -> dict:
+        """What ComfyUI adds to the transformer_options of a pass, for passes that are not sampling's."""
+        patcher = self.current_patcher
+        return {"prefetch_dynamic_vbars": patcher is not None and patcher.is_dynamic()}
+
     def _context(
-        self, sequence: Sequence, device, dtype, transformer_options, first: int, past: list[KeyValues]
+        self, store: ContextStore, sequence: Sequence, x, dtype, transformer_options, first: int, past: list[KeyValues]
     ) -> KeyValues:
-        """Keys and values of the context's segments from `first` on."""
-        context = sequence.context
+        """Keys and values of the context's segments from `first` on, for passes over latents like x."""
+        context, device = sequence.context, x.device
         segments, skipped = context[first:], sum(s.embedded for s in context[:first])
         und = sequence.embeddings[:, skipped : skipped + sum(s.embedded for s in segments)]
         gen = [self._clean_latents(s, device, dtype) for s in segments if s.latents]
@@ -164,22 +170,28 @@ class Lance(comfy.model_base.BaseModel):
             frequencies,
             runs(segments),
             past,
-            transformer_options,
-            keep=self._kept_at(sum(map(len, segments)), device),
+            transformer_options | self.prefetching(),
+            keep=None if self._stays(sequence, x) else store.waiting.take,
         )
         return known
 
-    def _context_bytes(self, tokens: int) -> int:
+    def context_bytes(self, tokens: int) -> int:
+        """Of their keys and values in all layers."""
         model, size = self.diffusion_model, comfy.model_management.dtype_size(self.get_dtype_inference())
         return size * tokens * 2 * model.kv_heads * model.head_dim * len(model.layers)
 
-    def _kept_at(self, tokens: int, device: torch.device) -> torch.device:
-        """Where keys and values of a context wait for the passes: those of long videos leave small cards."""
-        if device.type in STAYING or self._context_bytes(tokens) <= CONTEXT_SHARE * (
-            comfy.model_management.get_total_memory(device)
-        ):
-            return device
-        return torch.device("cpu")
+    def _stays(self, sequence: Sequence, x: torch.Tensor) -> bool:
+        """Whether a context's keys and values find room on the device, beside what a pass takes. Else they wait in the
+        computer's memory: each then moves once in a pass of its branch, where weights that left in their stead would
+        move in every pass."""
+        if x.device.type in STAYING:
+            return True
+        patcher = self.current_patcher
+        # Under dynamic paging the patcher knows how much its weights would make room for.
+        ask = getattr(patcher, "get_free_memory", None) or comfy.model_management.get_free_memory
+        shape = _context_shape(sequence)
+        needed = self._activations(x.shape, [shape[2]]) + self.context_bytes(shape[2])
+        return needed <= ask(x.device)
 
     def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
         latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)
@@ -212,20 +224,32 @@ class Lance(comfy.model_base.BaseModel):
         return {} if sequence is None else {"sequences": _context_shape(sequence)}
 
     def memory_required(self, input_shape, cond_shapes={}) -> float:
-        """Bytes of activations and of context keys and values, beside the weights.
+        """Bytes beside the weights: of activations, and of the contexts' keys and values if they fit as well."""
+        contexts = [math.prod(shape) for shape in cond_shapes.get("sequences", [])]
+        activations, kept = self._activations(input_shape, contexts), self.context_bytes(sum(contexts))
+        device = comfy.model_management.get_torch_device()
+        if device.type in STAYING:
+            return activations + kept
+        room = comfy.model_management.get_total_memory(device) - comfy.model_management.extra_reserved_memory()
+        fits = comfy.model_management.module_size(self.diffusion_model) + activations + kept <= room
+        return activations + (kept if fits else 0)
 
-        A target token holds, at its widest, the three inner vectors of SwiGLU beside a few of the hidden size, and its
-        keys and values once joined with the context's.
+    def _activations(self, input_shape, contexts: list[int]) -> float:
+        """Bytes that a pass, or the computation of a context, takes at its widest.
+
+        A token holds the three inner vectors of SwiGLU beside a few of the hidden size, and its keys and values once
+        joined with the context's.
         """
         model, size = self.diffusion_model, comfy.model_management.dtype_size(self.get_dtype_inference())
         target = input_shape[0] * math.prod(input_shape[2:])
-        contexts = [math.prod(shape) for shape in cond_shapes.get("sequences", [])]
         kv = 2 * model.kv_heads * model.head_dim
-        activations = target * (3 * model.inner + 8 * model.hidden + 2 * kv + 4 * model.head_dim)
-        activations = max(activations, max(contexts, default=0) * (3 * model.inner + 8 * model.hidden + 2 * kv))
-        device = comfy.model_management.get_torch_device()
-        kept = sum(self._context_bytes(tokens) for tokens in contexts if self._kept_at(tokens, device) == device)
-        return 1.2 * size * (activations + input_shape[0] * sum(contexts) * 2 * kv) + kept
+        widest = target * (3 * model.inner + 8 * model.hidden + 2 * kv + 4 * model.head_dim)
+        widest = max(widest, max(contexts, default=0) * (3 * model.inner + 8 * model.hidden + 2 * kv))
+        return 1.2 * size * (widest + input_shape[0] * sum(contexts) * 2 * kv)
+
+    def answer_memory(self, question: int, length: int) -> float:
+        """Bytes beside the weights for an answer of up to `length` tokens to a question of that many."""
+        return self._activations([0, 1], [question]) + self.context_bytes(question + length)
 
 
 def _size(grid: Grid) -> str:

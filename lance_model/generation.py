@@ -14,6 +14,7 @@ import torch
 from comfy.text_encoders.llama import BaseGenerate
 
 from .context import runs
+from .decoding import Held
 from .positions import position_ids, rotary_frequencies
 from .sequence import IM_END, TEXT_VOCABULARY
 
@@ -53,19 +54,19 @@ def generate(
     memory = max(memory, language.memory_estimation_function({"lance": request}, language.execution_device))
     comfy.model_management.load_models_gpu(patchers, memory_required=memory)
     model, device = model_patcher.model, model_patcher.load_device
-    dtype = model.get_dtype_inference()
+    transformer, dtype = model.diffusion_model, model.get_dtype_inference()
+    options = {"prefetch_dynamic_vbars": model_patcher.is_dynamic()}
 
     sequence = language.question(request)
     positions = torch.cat(position_ids(sequence), dim=1)
-    decoder = model.diffusion_model.language_model.model
-    cache = model.diffusion_model.cache(positions.shape[1] + max_length, device, dtype)
+    decoder = transformer.language_model.model
+    cache = transformer.cache(positions.shape[1] + max_length, device, dtype)
     # Text goes on one step after the last text token, on all three axes.
     following = positions[:, -1:] + torch.arange(1, max_length + 1)
-    frequencies = rotary_frequencies(torch.cat([positions, following], dim=1), model.diffusion_model.head_dim, device)
+    frequencies = rotary_frequencies(torch.cat([positions, following], dim=1), transformer.head_dim, device)
     known = positions.shape[1]
-    hidden = model.diffusion_model.read(
-        sequence.embeddings.to(device, dtype), frequencies[:, :known], cache, 0, runs(sequence.segments)
-    )
+    embeddings = sequence.embeddings.to(device, dtype)
+    hidden = transformer.read(embeddings, frequencies[:, :known], cache, 0, runs(sequence.segments), options)
 
     sampler = BaseGenerate()
     generator = torch.Generator(device=language.execution_device).manual_seed(seed or 0) if do_sample else None
@@ -73,14 +74,28 @@ def generate(
     progress = comfy.utils.ProgressBar(max_length)
     answer = torch.empty(max_length, dtype=torch.int64, device=language.execution_device)
     ids: list[int] = []
-    for step in range(max_length):
-        logits = language.lm_head(decoder.norm(hidden[:, -1]).to(language.execution_device)).float()
-        logits[:, TEXT_VOCABULARY:] = float("-inf")
-        answer[step] = sampler.sample_token(
-            logits, temperature, top_k, top_p, min_p, repetition_penalty, ids, generator, do_sample, presence_penalty
-        )[0, 0]
-        last = step + 1 == max_length
-        if last or (step + 1) % look_every == 0:
+    with Held(transformer, device, dtype, options) as held:
+        for step in range(max_length):
+            if step:
+                token = language.embed_tokens(answer[None, step - 1 : step], out_dtype=dtype).to(device)
+                last = known + step - 1
+                hidden = held.read(token, frequencies[:, last : last + 1], cache, last)
+            logits = language.lm_head(decoder.norm(hidden[:, -1]).to(language.execution_device)).float()
+            logits[:, TEXT_VOCABULARY:] = float("-inf")
+            answer[step] = sampler.sample_token(
+                logits,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                ids,
+                generator,
+                do_sample,
+                presence_penalty,
+            )[0, 0]
+            if (step + 1) % look_every and step + 1 < max_length:
+                continue
             ids = answer[: step + 1].tolist()
             ended = IM_END in ids
             ids = ids[: ids.index(IM_END)] if ended else ids
@@ -89,15 +104,10 @@ def generate(
                 on_tokens(ids)
             if ended:
                 break
-        if not last:
-            token = language.embed_tokens(answer[None, step : step + 1], out_dtype=dtype).to(device)
-            hidden = model.diffusion_model.read(
-                token, frequencies[:, known + step : known + step + 1], cache, known + step
-            )
     return ids
 
 
 def _memory(model_patcher, request, max_length: int) -> float:
     """Bytes beside the weights: keys and values of question and answer, and the question's activations."""
-    tokens = sum(medium.patches.shape[0] // 4 for medium in request.media) + len(request.prompt) + 256
-    return model_patcher.model.memory_required([1, 1, tokens + max_length], {"context": [[1, 1, tokens + max_length]]})
+    question = sum(medium.patches.shape[0] // 4 for medium in request.media) + len(request.prompt) + 256
+    return model_patcher.model.answer_memory(question, max_length)

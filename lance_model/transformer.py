@@ -1,199 +1,24 @@
-"""The dual-expert decoder, written as two streams that meet only in attention.
+"""The dual-expert decoder, hidden states in and out.
 
-- `und`: text, brackets and vision tokens, through the understanding expert.
-- `gen`: latent tokens, through the generation expert (the modules whose names end in `_moe_gen`).
-- Within a media block attention is full and rotary positions carry the order, so the streams are never interleaved:
-  queries, keys and values are joined, outputs split again. No mask, no gather.
-- `context` runs everything before the target once; `forward` runs the target against those keys and values.
+`context` runs everything before the target once, `forward` runs the target against those keys and values, and `read`
+runs text through the understanding expert alone.
 
 Module names are the keys of the official checkpoint.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
-import comfy.model_management
-import comfy.ops
 import comfy.patcher_extension
-import comfy.quant_ops
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from comfy.ldm.modules.attention import optimized_attention, optimized_attention_for_device
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
+from comfy.model_prefetch import make_prefetch_queue, prefetch_queue_pop
 
-UND, GEN = "", "_moe_gen"
-RMS_EPS = 1e-6
-PER_BRANCH = ("cond_or_uncond", "uuids")  # transformer_options that list the branches of a batch
-
-KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer: keys and values [1, kv_heads, tokens, head_dim]
-
-
-class Run(NamedTuple):
-    """Consecutive context tokens that share one attention rule: how many of each stream, and whether they are
-    causal."""
-
-    causal: bool
-    und: int
-    gen: int
-
-
-ONE_TOKEN = [Run(True, 1, 0)]
-
-
-class SwiGLU(nn.Module):
-    def __init__(self, hidden: int, inner: int, device=None, dtype=None, operations=None):
-        super().__init__()
-        self.gate_proj = operations.Linear(hidden, inner, bias=False, device=device, dtype=dtype)
-        self.up_proj = operations.Linear(hidden, inner, bias=False, device=device, dtype=dtype)
-        self.down_proj = operations.Linear(inner, hidden, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Attention(nn.Module):
-    """Projections of both experts; the attention itself is joint and happens in the layer."""
-
-    def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int, device=None, dtype=None, operations=None):
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        settings = {"device": device, "dtype": dtype}
-        for expert in (UND, GEN):
-            self.add_module("q_proj" + expert, operations.Linear(hidden, heads * head_dim, bias=True, **settings))
-            self.add_module("k_proj" + expert, operations.Linear(hidden, kv_heads * head_dim, bias=True, **settings))
-            self.add_module("v_proj" + expert, operations.Linear(hidden, kv_heads * head_dim, bias=True, **settings))
-            self.add_module("o_proj" + expert, operations.Linear(heads * head_dim, hidden, bias=False, **settings))
-            self.add_module("q_norm" + expert, operations.RMSNorm(head_dim, eps=RMS_EPS, **settings))
-            self.add_module("k_norm" + expert, operations.RMSNorm(head_dim, eps=RMS_EPS, **settings))
-
-    def project(self, x: torch.Tensor, frequencies: torch.Tensor, expert: str) -> tuple[torch.Tensor, ...]:
-        """x [B, n, hidden] → queries [B, heads, n, head_dim], keys and values [B, kv_heads, n, head_dim]."""
-        q = getattr(self, "q_proj" + expert)(x).unflatten(-1, (self.heads, self.head_dim))
-        k = getattr(self, "k_proj" + expert)(x).unflatten(-1, (self.kv_heads, self.head_dim))
-        v = getattr(self, "v_proj" + expert)(x).unflatten(-1, (self.kv_heads, self.head_dim))
-        q_norm, k_norm = getattr(self, "q_norm" + expert), getattr(self, "k_norm" + expert)
-        if comfy.model_management.in_training:
-            # The fused kernel below has no backward.
-            q, k = rotate(q_norm(q), frequencies), rotate(k_norm(k), frequencies)
-        else:
-            q_scale, _, q_stream = comfy.ops.cast_bias_weight(q_norm, q, offloadable=True)
-            k_scale, _, k_stream = comfy.ops.cast_bias_weight(k_norm, k, offloadable=True)
-            q, k = comfy.quant_ops.ck.rms_rope_split_half(q, k, frequencies, q_scale, k_scale, RMS_EPS)
-            comfy.ops.uncast_bias_weight(q_norm, q_scale, None, q_stream)
-            comfy.ops.uncast_bias_weight(k_norm, k_scale, None, k_stream)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def rotate(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of x [B, n, heads, head_dim] whose pairs are (i, i + head_dim / 2)."""
-    a, b = x.to(frequencies.dtype).chunk(2, dim=-1)
-    (aa, ab), (ba, bb) = (row.unbind(-1) for row in frequencies.unbind(-2))
-    return torch.cat([aa * a + ab * b, ba * a + bb * b], dim=-1).to(x.dtype)
-
-
-class DecoderLayer(nn.Module):
-    def __init__(
-        self,
-        hidden: int,
-        inner: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        device=None,
-        dtype=None,
-        operations=None,
-    ):
-        super().__init__()
-        settings = {"device": device, "dtype": dtype}
-        self.self_attn = Attention(hidden, heads, kv_heads, head_dim, operations=operations, **settings)
-        for expert in (UND, GEN):
-            self.add_module("input_layernorm" + expert, operations.RMSNorm(hidden, eps=RMS_EPS, **settings))
-            self.add_module("post_attention_layernorm" + expert, operations.RMSNorm(hidden, eps=RMS_EPS, **settings))
-            self.add_module("mlp" + expert, SwiGLU(hidden, inner, operations=operations, **settings))
-
-    def project(self, x: torch.Tensor, frequencies: torch.Tensor, expert: str) -> tuple[torch.Tensor, ...]:
-        return self.self_attn.project(getattr(self, "input_layernorm" + expert)(x), frequencies, expert)
-
-    def finish(self, x: torch.Tensor, attended: torch.Tensor, expert: str) -> torch.Tensor:
-        x = x + getattr(self.self_attn, "o_proj" + expert)(attended)
-        return x + getattr(self, "mlp" + expert)(getattr(self, "post_attention_layernorm" + expert)(x))
-
-    def attend(self, attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Grouped-query attention; returns [B, n, heads·head_dim]."""
-        gqa = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
-        return attention(q, k, v, q.shape[1], skip_reshape=True, **gqa, **kwargs)
-
-    def forward(self, und, gen, frequencies, past, transformer_options):
-        """One layer of the target block: brackets [B, 2, hidden] and latents [B, n, hidden] see the context and each
-        other. `past` holds the context's pieces for each branch; the branches share the batch evenly, in order."""
-        streams = self.project(und, frequencies[0], UND), self.project(gen, frequencies[1], GEN)
-        chunks, out = (x.chunk(len(past)) for stream in streams for x in stream), []
-        for i, (pieces, qu, ku, vu, qg, kg, vg) in enumerate(zip(past, *chunks)):
-            share = len(qu)
-            keys = torch.cat([*(k.expand(share, -1, -1, -1) for k, _ in pieces), ku, kg], dim=2)
-            values = torch.cat([*(v.expand(share, -1, -1, -1) for _, v in pieces), vu, vg], dim=2)
-            queries = torch.cat([qu, qg], dim=2)
-            options = transformer_options
-            if len(past) > 1:
-                options = options | {key: options[key][i : i + 1] for key in PER_BRANCH if key in options}
-            out.append(self.attend(optimized_attention, queries, keys, values, transformer_options=options))
-        attended = zip(*(o.split([und.shape[1], gen.shape[1]], dim=1) for o in out))
-        # Made contiguous: from pieces of a larger tensor a projection becomes one product for each of the batch.
-        attended = [torch.cat(o) if len(o) > 1 else o[0].contiguous() for o in attended]
-        return self.finish(und, attended[0], UND), self.finish(gen, attended[1], GEN)
-
-    def context(self, und, gen, frequencies, runs: list[Run], past, transformer_options):
-        """One layer of the context: each run attends to everything before it and, causally or fully, to itself."""
-        qu, ku, vu = self.project(und, frequencies[0], UND)
-        qg, kg, vg = (
-            self.project(gen, frequencies[1], GEN) if gen is not None else (qu[:, :, :0], ku[:, :, :0], vu[:, :, :0])
-        )
-        lengths = [run.und for run in runs], [run.gen for run in runs]
-        queries, keys, values = (
-            [torch.cat(pair, dim=2) for pair in zip(u.split(lengths[0], dim=2), g.split(lengths[1], dim=2))]
-            for u, g in ((qu, qg), (ku, kg), (vu, vg))
-        )
-        known = sum(k.shape[2] for k, _ in past)
-        keys = torch.cat([*(k for k, _ in past), *keys], dim=2)
-        values = torch.cat([*(v for _, v in past), *values], dim=2)
-        out_und, out_gen, end = [], [], known
-        for run, q in zip(runs, queries):
-            end += run.und + run.gen
-            attention, options = optimized_attention, {"transformer_options": transformer_options}
-            if run.causal:
-                attention = optimized_attention_for_device(q.device, mask=True, small_input=True)
-                options = {"mask": causal_mask(run.und, end, q)}
-            out = self.attend(attention, q, keys[:, :, :end], values[:, :, :end], **options)
-            out_und.append(out[:, : run.und])
-            out_gen.append(out[:, run.und :])
-        und = self.finish(und, torch.cat(out_und, dim=1), UND)
-        gen = self.finish(gen, torch.cat(out_gen, dim=1), GEN) if gen is not None else None
-        if known:  # copies, so that what is shared with the past is held once
-            keys, values = keys[:, :, known:].clone(), values[:, :, known:].clone()
-        return und, gen, (keys, values)
-
-    def read(self, und, frequencies, cache, known: int, runs: list[Run]):
-        """One layer of a question or of an answer's next token, appending to `cache` after its `known` tokens."""
-        q, k, v = self.project(und, frequencies, UND)
-        keys, values = cache
-        keys[:, :, known : known + und.shape[1]] = k
-        values[:, :, known : known + und.shape[1]] = v
-        out, start = [], 0
-        for run in runs:
-            queries = q[:, :, start : start + run.und]
-            start += run.und
-            end = known + start
-            mask = {"mask": causal_mask(run.und, end, q)} if run.causal and run.und > 1 else {}
-            attention = optimized_attention_for_device(q.device, mask=bool(mask), small_input=run.causal)
-            out.append(self.attend(attention, queries, keys[:, :, :end], values[:, :, :end], **mask))
-        return self.finish(und, torch.cat(out, dim=1), UND)
-
-
-def causal_mask(queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
-    """Additive mask [queries, keys] for queries that are the last of the keys."""
-    return torch.full((queries, keys), float("-inf"), dtype=like.dtype, device=like.device).triu(keys - queries + 1)
+from . import streaming
+from .layer import ONE_TOKEN, RMS_EPS, DecoderLayer, Run
+from .streaming import KeyValues
 
 
 class Decoder(nn.Module):
@@ -211,11 +36,6 @@ class LanguageModel(nn.Module):
     def __init__(self, **kwargs):
         super().__init__()
         self.model = Decoder(**kwargs)
-
-
-def at_layer(pieces: list[KeyValues], i: int, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A layer's keys and values of each piece, brought to the device from where they were kept."""
-    return [tuple(x.to(device) for x in piece[i]) for piece in pieces]
 
 
 class LanceTransformer(nn.Module):
@@ -250,6 +70,10 @@ class LanceTransformer(nn.Module):
     def layers(self) -> nn.ModuleList:
         return self.language_model.model.layers
 
+    def understanding(self) -> list[nn.ModuleList]:
+        """Of each layer what text goes through."""
+        return [layer.understanding() for layer in self.layers]
+
     def embed_latents(self, x: torch.Tensor, timesteps: torch.Tensor, tables: list[torch.Tensor]) -> torch.Tensor:
         """Latents [B, 48, t, h, w] and τ, [B] or one per token [B, t·h·w], → tokens [B, t·h·w, hidden]."""
         tokens = self.vae2llm(x.movedim(1, -1))
@@ -269,23 +93,29 @@ class LanceTransformer(nn.Module):
         runs: list[Run],
         past: list[KeyValues] = (),
         transformer_options={},
-        keep: torch.device | None = None,
+        keep: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        states: bool = False,
     ) -> tuple[KeyValues, torch.Tensor]:
-        """Keys and values of context tokens, and the last hidden states [B, n, hidden] of the understanding stream.
+        """Keys and values of context tokens, and the understanding stream as it leaves the last layer.
 
         und [B, n, hidden] and gen [B, m, hidden] hold the tokens of all runs in order; `past` is what came before them.
-        Keys and values go to `keep`; None leaves them where they are.
+        Keys and values are what `keep` makes of them. The last layer is not finished unless its `states` are wanted.
         """
-        known = []
-        for i, layer in enumerate(self.layers):
-            layer_past = at_layer(past, i, und.device)
-            und, gen, kv = layer.context(und, gen, frequencies, runs, layer_past, transformer_options)
-            known.append(tuple(x.to(keep or x.device) for x in kv))
+        known, final = [], len(self.layers) - 1
+        parts = list(self.layers) if gen is not None else self.understanding()
+        queue = make_prefetch_queue(parts, und.device, transformer_options)
+        pasts = streaming.layers(past, len(self.layers), und.device)
+        for i, (layer, part, layer_past) in enumerate(zip(self.layers, parts, pasts)):
+            prefetch_queue_pop(queue, und.device, part)
+            last = i == final and not states
+            und, gen, kv = layer.context(und, gen, frequencies, runs, layer_past, transformer_options, last)
+            known.append(tuple(map(keep, kv)) if keep is not None else kv)
+        prefetch_queue_pop(queue, und.device, None)
         return known, und
 
     def cache(self, tokens: int, device, dtype) -> KeyValues:
         """Room for the keys and values of that many tokens."""
-        shape = (1, self.kv_heads, tokens, self.head_dim)
+        shape = (1, tokens, self.kv_heads, self.head_dim)
         return [
             (torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype))
             for _ in self.layers
@@ -298,11 +128,16 @@ class LanceTransformer(nn.Module):
         cache: KeyValues,
         known: int,
         runs: list[Run] = ONE_TOKEN,
+        transformer_options={},
     ) -> torch.Tensor:
-        """Last hidden states [1, n, hidden] of n understanding tokens that follow the `known` ones in `cache`, which
-        they join."""
-        for layer, kv in zip(self.layers, cache):
-            und = layer.read(und, frequencies, kv, known, runs)
+        """Last hidden state [1, 1, hidden] of understanding tokens [1, n, hidden] that follow the `known` ones in
+        `cache`, which they join."""
+        parts = self.understanding()
+        queue = make_prefetch_queue(parts, und.device, transformer_options)
+        for i, (layer, part, kv) in enumerate(zip(self.layers, parts, cache)):
+            prefetch_queue_pop(queue, und.device, part)
+            und = layer.read(und, frequencies, kv, known, runs, last=i + 1 == len(self.layers))
+        prefetch_queue_pop(queue, und.device, None)
         return und
 
     def forward(self, x, timesteps, context=None, control=None, transformer_options={}, **kwargs):
@@ -326,13 +161,18 @@ class LanceTransformer(nn.Module):
         replace = transformer_options.get("patches_replace", {}).get("dit", {})
         transformer_options["total_blocks"] = len(self.layers)
         transformer_options["block_type"] = "double"
+        contexts = [streaming.layers(pieces, len(self.layers), gen.device) for pieces in past]
+        count, device = len(self.layers), gen.device
+        queue = make_prefetch_queue(list(self.layers), device, transformer_options)
         for i, layer in enumerate(self.layers):
+            prefetch_queue_pop(queue, device, layer)
             transformer_options["block_index"] = i
-            layer_past = [at_layer(pieces, i, gen.device) for pieces in past]
+            settings = {"past": [next(pieces) for pieces in contexts], "last": i + 1 == count}
             if ("double_block", i) in replace:
 
-                def block(args, layer=layer, layer_past=layer_past):
-                    txt, img = layer(args["txt"], args["img"], args["pe"], layer_past, args["transformer_options"])
+                def block(args, layer=layer, settings=settings):
+                    options = args["transformer_options"]
+                    txt, img = layer(args["txt"], args["img"], args["pe"], transformer_options=options, **settings)
                     return {"img": img, "txt": txt}
 
                 out = replace[("double_block", i)](
@@ -341,7 +181,8 @@ class LanceTransformer(nn.Module):
                 )
                 und, gen = out["txt"], out["img"]
             else:
-                und, gen = layer(und, gen, frequencies, layer_past, transformer_options)
+                und, gen = layer(und, gen, frequencies, transformer_options=transformer_options, **settings)
+        prefetch_queue_pop(queue, device, None)
         velocity = self.llm2vae(self.language_model.model.norm_moe_gen(gen))
         velocity = velocity.unflatten(1, x.shape[2:]).movedim(-1, 1)
         # Kept places do not move; CFG's norms then leave them out by themselves.

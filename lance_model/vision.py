@@ -15,9 +15,9 @@ from comfy.ldm.modules.attention import optimized_attention_for_device
 from comfy.quant_ops import ck
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 
+from .layer import rotate
 from .positions import rotation
 from .sequence import Grid
-from .transformer import rotate
 
 
 class Windows(NamedTuple):

@@ -402,6 +402,7 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
         frequencies(1, len(known_segments)),
         runs(tuple(known_segments[1:])),
         [system],
+        states=not target,
     )
     if not target:
         answers = ids[:, -len(first.answer_ids) :]

@@ -7,7 +7,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy_extras.nodes_textgen import TextGenerate
-from comfyui_lance.lance_model import generation, language, media, tasks
+from comfyui_lance.lance_model import decoding, generation, language, media, tasks
 from comfyui_lance.lance_model.sequence import IM_END, TEXT_VOCABULARY, Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
@@ -123,13 +123,19 @@ def test_a_lora_on_the_model_counts(lance):
 
 
 def test_one_pass_a_token(lance, monkeypatch):
-    lengths, original = [], LanceTransformer.read
+    lengths = []
 
-    def counting(self, und, *args):
-        lengths.append(und.shape[1])
-        return original(self, und, *args)
+    def count(reader):
+        original = reader.read
 
-    monkeypatch.setattr(LanceTransformer, "read", counting)
+        def counting(self, und, *args):
+            lengths.append(und.shape[1])
+            return original(self, und, *args)
+
+        monkeypatch.setattr(reader, "read", counting)
+
+    count(LanceTransformer)
+    count(decoding.Held)
     ids = language.answer(lance[1], lance[0], request(), max_length=8)
     assert len(ids) == 8 and lengths[0] > 50 and lengths[1:] == [1] * 7
 

@@ -9,9 +9,8 @@ import comfy.patcher_extension
 import torch
 from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 from comfyui_lance.lance_model import language
+from comfyui_lance.lance_model.sequence import CONDITIONING
 from sampling import sample, schedule
-
-HOST = torch.device("cpu")
 
 
 def test_on_a_pretend_card():
@@ -20,17 +19,31 @@ def test_on_a_pretend_card():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_contexts_of_long_videos_leave_small_cards_and_the_estimate(lance, monkeypatch):
-    model, card = lance[0].model, torch.device("meta")
+def test_contexts_leave_a_card_that_has_no_room_and_the_estimate(lance, monkeypatch):
+    model, clip, _ = lance
+    card, lance_model = torch.device("meta"), lance[0].model
     monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: card)
-    tokens, estimates = 40_000, []
-    for gigabytes in (1, 24):
-        memory = gigabytes * model._context_bytes(tokens)
-        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device, memory=memory: memory)
-        assert model._kept_at(tokens, card) == (card if gigabytes == 24 else HOST)
-        assert model._kept_at(tokens // 100, card) == card
-        estimates.append(model.memory_required([1, 48, 1, 4, 6], {"sequences": [[1, 1, tokens]]}))
-    assert estimates[1] - estimates[0] == model._context_bytes(tokens)
+    sequence = language.encode_pair(clip, "a fox")[0][0][1][CONDITIONING]
+    tokens = sum(len(segment) for segment in sequence.context)
+    latents = torch.empty(1, 48, 1, 4, 6, device=card)
+    activations = lance_model._activations(latents.shape, [tokens])
+    weights = comfy.model_management.module_size(lance_model.diffusion_model)
+    estimates = []
+    for spare in (-1, 0):
+        free = activations + lance_model.context_bytes(tokens) + spare
+        monkeypatch.setattr(type(model), "get_free_memory", lambda self, device, free=free: free, raising=False)
+        total = weights + free + comfy.model_management.extra_reserved_memory()
+        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device, total=total: total)
+        monkeypatch.setattr(lance_model, "current_patcher", model)
+        assert lance_model._stays(sequence, latents) == (spare == 0)
+        estimates.append(lance_model.memory_required(latents.shape, {"sequences": [[1, 1, tokens]]}))
+    assert estimates[1] - estimates[0] == lance_model.context_bytes(tokens)
+
+
+def test_an_answers_memory_counts_its_keys_and_values(lance):
+    model = lance[0].model
+    few, many = (model.answer_memory(1000, length) for length in (1, 4001))
+    assert many - few == model.context_bytes(4000) > 0
 
 
 def test_cores_multi_gpu_split_gives_each_branch_to_a_copy_of_the_model(lance, monkeypatch):
