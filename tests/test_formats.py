@@ -13,19 +13,17 @@ import convert
 import pytest
 import tiny_checkpoint
 import torch
-from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor, get_layout_class
+from comfy.quant_ops import QuantizedTensor
 from comfyui_lance.lance_model import language, loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError
+from number_formats import native, quantise
+from parity_case import relative
 from safetensors.torch import load_file, save_file
 from sampling import Probe, sample, schedule
 
 MODEL, VISION, VAE = "Lance_3B/model.safetensors", "Qwen2.5-VL-ViT/vit.safetensors", "Wan2.2_VAE.safetensors"
 QUERY = "language_model.model.layers.1.self_attn.q_proj_moe_gen"
 TENSORS = dict[str, torch.Tensor]
-
-
-def is_projection(name: str) -> bool:
-    return ".layers." in name and name.endswith(("_proj.weight", "_proj_moe_gen.weight"))
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +34,6 @@ def weights(tiny) -> TENSORS:
 
 def note(settings: dict) -> torch.Tensor:
     return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
-
-
-def native(format: str):
-    """ComfyUI's own format, with its `comfy_quant` beside each weight."""
-
-    def quantise(layer: str, weight: torch.Tensor) -> TENSORS:
-        layout = get_layout_class(QUANT_ALGOS[format]["comfy_tensor_layout"])
-        data, params = layout.quantize(weight, scale="recalculate")
-        tensors = layout.state_dict_tensors(data, params)
-        return {f"{layer}.weight{suffix}": tensor for suffix, tensor in tensors.items()} | {
-            f"{layer}.comfy_quant": note({"format": format})
-        }
-
-    return quantise
 
 
 def int4(layer: str, weight: torch.Tensor, group: int = 32) -> TENSORS:
@@ -85,13 +69,6 @@ def old_fp8(layer: str, weight: torch.Tensor) -> TENSORS:
     return {f"{layer}.weight": (weight.float() / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
 
 
-def quantise(weights: TENSORS, how) -> TENSORS:
-    out: TENSORS = {}
-    for name, weight in weights.items():
-        out |= how(name.removesuffix(".weight"), weight) if is_projection(name) else {name: weight}
-    return out
-
-
 def beside(tiny: Path) -> dict:
     return {"vision": tiny / VISION, "vae": tiny / VAE}
 
@@ -118,10 +95,6 @@ def velocity(loaded) -> torch.Tensor:
     out = sample(probe.attach(model), *pair, noise, schedule(2, 3.5))
     assert torch.isfinite(out).all()
     return probe.velocities[0]
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.fixture(scope="module")
