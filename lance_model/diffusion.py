@@ -13,6 +13,7 @@ import comfy.supported_models_base
 import torch
 
 from . import partners
+from .compiling import in_parts
 from .context import STORE, ContextStore, runs
 from .layer import PER_BRANCH
 from .positions import latent_position_tables, position_ids, stream_frequencies
@@ -132,17 +133,19 @@ class Lance(comfy.model_base.BaseModel):
         brackets, frequencies, tables = store.target(
             (self, sequences, share, grid, device), lambda: self._targets(sequences, share, grid, device, dtype)
         )
-        return super()._apply_model(
-            x,
-            t,
-            control=control,
-            transformer_options=transformer_options,
-            brackets=brackets,
-            frequencies=frequencies,  # a tuple: ComfyUI casts lists to the model's dtype
-            tables=tables,
-            past=past,
-            **kwargs,
-        )
+        with in_parts(self) as compiled:
+            return super()._apply_model(
+                x,
+                t,
+                control=control,
+                transformer_options=transformer_options,
+                brackets=brackets,
+                frequencies=frequencies,  # a tuple: ComfyUI casts lists to the model's dtype
+                tables=tables,
+                past=past,
+                compiled=compiled,
+                **kwargs,
+            )
 
     def _hook_strengths(self) -> list[tuple]:
         """What identifies the weights in use while hooks (scheduled LoRAs) change them."""

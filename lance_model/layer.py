@@ -126,19 +126,35 @@ class DecoderLayer(nn.Module):
     def normed(self, x: torch.Tensor, expert: str) -> torch.Tensor:
         return getattr(self, "input_layernorm" + expert)(x)
 
+    def project(self, x: torch.Tensor, frequencies: torch.Tensor, expert: str, queries: bool) -> list[torch.Tensor]:
+        """Of x [B, n, hidden] keys, values and, where wanted, queries, each [B, n, its heads, head_dim]."""
+        x = self.normed(x, expert)
+        out = [*self.self_attn.keys_values(x, frequencies, expert)]
+        return [*out, self.self_attn.queries(x, frequencies, expert)] if queries else out
+
     def finish(self, x: torch.Tensor, attended: torch.Tensor, expert: str) -> torch.Tensor:
         x = x + getattr(self.self_attn, "o_proj" + expert)(attended)
         return x + getattr(self, "mlp" + expert)(getattr(self, "post_attention_layernorm" + expert)(x))
 
-    def forward(self, und, gen, frequencies, past, transformer_options, last=False):
+    def forward(self, und, gen, frequencies, past, transformer_options, last=False, compiled=None):
         """One layer of the target block: brackets [B, 2, hidden] and latents [B, n, hidden] see the context and each
         other. `past` holds the context's pieces for each branch; the branches share the batch evenly, in order. Of the
-        last layer only the latents are read, so the brackets leave it as they came."""
-        attn, (und_in, gen_in) = self.self_attn, (self.normed(und, UND), self.normed(gen, GEN))
-        parts = [*attn.keys_values(und_in, frequencies[0], UND), *attn.keys_values(gen_in, frequencies[1], GEN)]
-        queries = attn.queries(gen_in, frequencies[1], GEN)
-        if not last:
-            queries = torch.cat([attn.queries(und_in, frequencies[0], UND), queries], dim=1)
+        last layer only the latents are read, so the brackets leave it as they came.
+
+        Each stream passes the products as one row of all its tokens, whose frequencies are [1, B·n, ...]. `compiled`
+        are `project` and `finish` as a node has compiled them, see `compiling`.
+        """
+        project, finish = compiled or (DecoderLayer.project, DecoderLayer.finish)
+        rows = [x.flatten(0, 1)[None] for x in (und, gen)]
+
+        def batched(x: torch.Tensor) -> torch.Tensor:
+            return x[0].unflatten(0, (len(gen), -1))
+
+        (ku, vu, *qu), (kg, vg, *qg) = (
+            map(batched, project(self, row, angles, expert, wanted))
+            for row, angles, expert, wanted in zip(rows, frequencies, (UND, GEN), (not last, True))
+        )
+        queries, parts = torch.cat([*qu, *qg], dim=1) if qu else qg[0], (ku, vu, kg, vg)
         out = []
         for i, (pieces, q, ku, vu, kg, vg) in enumerate(zip(past, *(x.chunk(len(past)) for x in (queries, *parts)))):
             keys = torch.cat([*(k.expand(len(q), -1, -1, -1) for k, _ in pieces), ku, kg], dim=1)
@@ -151,7 +167,9 @@ class DecoderLayer(nn.Module):
         attended = zip(*(o.split([brackets, gen.shape[1]], dim=1) for o in out))
         # Made contiguous: from pieces of a larger tensor a projection becomes one product for each of the batch.
         attended = [torch.cat(o) if len(o) > 1 else o[0].contiguous() for o in attended]
-        return und if last else self.finish(und, attended[0], UND), self.finish(gen, attended[1], GEN)
+        und_out, gen_out = attended[0].flatten(0, 1)[None], attended[1].flatten(0, 1)[None]
+        und = und if last else batched(finish(self, rows[0], und_out, UND))
+        return und, batched(finish(self, rows[1], gen_out, GEN))
 
     def context(self, und, gen, frequencies, runs: list[Run], past, transformer_options, last=False):
         """One layer of the context: each run attends to everything before it and, causally or fully, to itself. Of the

@@ -151,13 +151,16 @@ class LanceTransformer(nn.Module):
             ),
         ).execute(x, timesteps, transformer_options, **kwargs)
 
-    def _forward(self, x, timesteps, transformer_options, brackets, frequencies, tables, past, denoise_mask=None):
+    def _forward(
+        self, x, timesteps, transformer_options, brackets, frequencies, tables, past, denoise_mask=None, compiled=None
+    ):
         """Velocity [B, 48, t, h, w] of the target.
 
         `past` holds the pieces of keys and values for each branch. Frequencies and `brackets` are [B, ...] or [1, ...].
         """
         gen = self.embed_latents(x, timesteps, tables)
         und = brackets.expand(x.shape[0], -1, -1)
+        frequencies = [f.expand(x.shape[0], *f.shape[1:]).flatten(0, 1)[None] for f in frequencies]
         replace = transformer_options.get("patches_replace", {}).get("dit", {})
         transformer_options["total_blocks"] = len(self.layers)
         transformer_options["block_type"] = "double"
@@ -167,7 +170,7 @@ class LanceTransformer(nn.Module):
         for i, layer in enumerate(self.layers):
             prefetch_queue_pop(queue, device, layer)
             transformer_options["block_index"] = i
-            settings = {"past": [next(pieces) for pieces in contexts], "last": i + 1 == count}
+            settings = {"past": [next(pieces) for pieces in contexts], "last": i + 1 == count, "compiled": compiled}
             if ("double_block", i) in replace:
 
                 def block(args, layer=layer, settings=settings):

@@ -10,7 +10,6 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
 from comfyui_lance.lance_model import context, diffusion, language, loading, media
@@ -321,17 +320,6 @@ def test_a_step_cache_skips_steps_without_cfg_too(lance, pair, noise):
     probe = Probe()
     ksample(probe.attach(EasyCacheNode.execute(lance[0], 3.0, 0.0, 1.0, False).result[0]), noise, pair)
     assert probe.branches.count(1) < 4  # of the four steps outside the CFG interval
-
-
-def test_compiled_model_does_not_recompile_each_step(lance, pair, noise):
-    torch._dynamo.reset()
-    compiled = lance[0].clone()
-    set_torch_compile_wrapper(model=compiled, backend="eager")
-    torch._dynamo.utils.counters.clear()
-    out = ksample(compiled, noise, pair, 8)
-    assert torch.allclose(out, ksample(lance[0], noise, pair, 8), atol=1e-4)
-    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
-    torch._dynamo.reset()
 
 
 def lora_patches(scale: float) -> dict:
