@@ -2,9 +2,9 @@
 
     source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/loading.py [--size tiny|300m|3b]
 
-The weights are the benchmarks' random ones, made where there are none. Where ComfyUI has dynamic VRAM the file is mapped
-and read at the first use, by ComfyUI's own way to the card; elsewhere it is read at once, and the first use is every
-page once.
+The weights are the benchmarks' random ones, made where there are none. Where ComfyUI has dynamic VRAM the file is
+mapped and read at the first use, by ComfyUI's own way to the card; elsewhere it is read at once, and the first use is
+every page once.
 """
 
 from __future__ import annotations
