@@ -40,7 +40,7 @@ class ComfyServer:
     server`.
 
     `weights` is a folder in the official layout; without it there is the demonstration model alone. `custom_nodes` come
-    beside the plugin.
+    beside the plugin, `arguments` go to main.py.
     """
 
     def __init__(
@@ -48,8 +48,10 @@ class ComfyServer:
         weights: Path | None = None,
         threads: int | None = 1,
         custom_nodes: tuple[Path, ...] = (),
+        arguments: tuple[str, ...] = (),
     ):
         self.weights = weights
+        self.arguments = arguments
         self.custom_nodes = custom_nodes
         # One, as small layers gain nothing from threads, and wait long for them on a busy machine.
         self.environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -100,6 +102,7 @@ class ComfyServer:
             "sqlite:///:memory:",
         ]
         command += ["--disable-auto-launch", "--disable-api-nodes", "--preview-method", "latent2rgb"]
+        command += self.arguments
         return command if torch.cuda.is_available() else [*command, "--cpu", "--use-pytorch-cross-attention"]
 
     def _wait_until_up(self) -> None:
