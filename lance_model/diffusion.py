@@ -25,6 +25,17 @@ ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, 
 STAYING = ("cpu", "mps", "privateuseone")  # share the computer's memory; of DirectML's, the last, no size is known
 
 
+# What nodes for other models leave in a conditioning, and what to do with Lance instead.
+UNREAD = {
+    "reference_latents": "reference latents. Show it pictures with Lance Encode Image Edit or Lance Encode References",
+    "unclip_conditioning": "unCLIP's pictures. Show it pictures with Lance Encode References",
+    "concat_latent_image": "a picture beside the noise. Use Lance Encode Image Edit",
+    "control": "ControlNets. Take the node out",
+    "gligen": "GLIGEN's boxes. Set areas or masks on prompts",
+    "guidance": "a guidance in the prompt. Take the node out and set CFG in the sampler",
+}
+
+
 class Branches(comfy.conds.CONDRegular):
     """The sequences of branches that go through the model together, each with an equal share of the batch."""
 
@@ -80,6 +91,11 @@ class Lance(comfy.model_base.BaseModel):
                 "Connect the CLIP output of Load Lance to the node that encodes the prompt, give a guider that takes "
                 "two conditionings both, and leave schedule_clip off in Set CLIP Hooks."
             )
+        for key, instead in UNREAD.items():
+            # InpaintModelConditioning adds its picture for models that do not read the latent's own mask.
+            masked = key == "concat_latent_image" and conditioning.get("denoise_mask") is not None
+            if conditioning.get(key) is not None and not masked:
+                raise ValueError(f"Lance does not read {instead}.")
         if embeddings is not sequence.embeddings and not torch.equal(embeddings.cpu(), sequence.embeddings.cpu()):
             raise ValueError(
                 "A node between the prompt and the sampler has changed Lance's conditioning (averaging, "
@@ -127,6 +143,11 @@ class Lance(comfy.model_base.BaseModel):
         device, dtype, grid = x.device, self.get_dtype_inference(), tuple(x.shape[2:])
         past, variant = [], (self, device, *self._hook_strengths())
         for sequence in sequences:
+            if "context_window" in transformer_options and any(s.label == Label.SOURCE for s in sequence.segments):
+                raise ValueError(
+                    "Context windows do not work on edits, which see their source whole. Take the node out, and edit "
+                    "a long clip in parts."
+                )
             compute = partial(self._context, store, sequence, x, dtype, transformer_options)
             past.append(store.context(sequence, variant, transformer_options.get("sigmas"), compute))
         share = len(x) // n
@@ -211,7 +232,7 @@ class Lance(comfy.model_base.BaseModel):
                 raise ValueError(
                     f"An edit's latent must be as large as its source: it is {_size(grid)}, the source "
                     f"{_size(source[0])}. Connect the latent of the node that encoded the edit; areas do not work on "
-                    "edits, masks do."
+                    "edits, masks do (with set_cond_area at default)."
                 )
             placed = sequence.with_target(grid)
             positions = position_ids(placed)[-1:]

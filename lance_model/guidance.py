@@ -20,7 +20,7 @@ def interval_wrapper(start: float, end: float) -> Callable:
 
     def wrapper(executor, model, conds, x_in, timestep, model_options):
         # Only a conditional and an unconditional branch, in this order, can stand in for each other.
-        if len(conds) != 2 or conds[1] is None or start < float(timestep[0]) <= end:
+        if len(conds) != 2 or any(c is None for c in conds) or start < float(timestep[0]) <= end:
             return executor(model, conds, x_in, timestep, model_options)
         cond = executor(model, conds[:1], x_in, timestep, model_options)[0]
         return [cond, cond]

@@ -24,7 +24,7 @@ import comfy.utils
 import numpy
 import torch
 
-from . import context, guidance, precision, quantised
+from . import context, guidance, precision, quantised, regions
 from .checkpoint import (
     DOWNLOAD,
     VAE_FILES,
@@ -155,6 +155,7 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
     patcher = _patcher(model, weights, load_device, model.device, disable_dynamic)
     patcher.cached_patcher_init = (_build_model, (file, weight_dtype))
     context.add_to(patcher)
+    regions.add_to(patcher)
     guidance.apply(patcher)
     return patcher
 

@@ -58,6 +58,7 @@ class LanceTransformer(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.hidden, self.heads, self.kv_heads, self.head_dim, self.inner = hidden, heads, kv_heads, head_dim, inner
+        self.in_channels = self.out_channels = channels  # read by guidance nodes
         settings = {"device": device, "dtype": dtype, "operations": operations}
         self.language_model = LanguageModel(
             layers=layers, hidden=hidden, inner=inner, heads=heads, kv_heads=kv_heads, head_dim=head_dim, **settings
