@@ -12,7 +12,7 @@ import comfy.model_management
 import comfy.supported_models_base
 import torch
 
-from . import partners
+from . import partners, patches
 from .compiling import in_parts
 from .context import STORE, ContextStore, runs
 from .layer import PER_BRANCH
@@ -23,7 +23,6 @@ from .transformer import LanceTransformer
 
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
 STAYING = ("cpu", "mps", "privateuseone")  # share the computer's memory; of DirectML's, the last, no size is known
-
 
 # What nodes for other models leave in a conditioning, and what to do with Lance instead.
 UNREAD = {
@@ -39,18 +38,18 @@ UNREAD = {
 class Branches(comfy.conds.CONDRegular):
     """The sequences of branches that go through the model together, each with an equal share of the batch."""
 
-    def __init__(self, cond: tuple[Sequence, ...], small: bool):
+    def __init__(self, cond: tuple[Sequence, ...], together: bool):
         super().__init__(cond)
-        self.small = small
+        self.together = together
 
     def _copy_with(self, cond: tuple[Sequence, ...]) -> Branches:
-        return Branches(cond, self.small)
+        return Branches(cond, self.together)
 
     def process_cond(self, batch_size, **kwargs) -> Branches:
         return self
 
     def can_concat(self, other: Branches) -> bool:
-        return self.small and other.small
+        return self.together and other.together
 
     def concat(self, others: list[Branches]) -> tuple[Sequence, ...]:
         return sum((other.cond for other in others), self.cond)
@@ -77,7 +76,8 @@ class Lance(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs) -> dict:
         noise = kwargs["noise"]
-        out = {"sequences": Branches((self._sequence(kwargs),), noise[:, :1].numel() <= ONE_PASS)}
+        together = kwargs.get(patches.TOGETHER, False) or noise[:, :1].numel() <= ONE_PASS
+        out = {"sequences": Branches((self._sequence(kwargs),), together)}
         mask = kwargs.get("denoise_mask")
         if mask is not None:
             out["denoise_mask"] = comfy.conds.CONDNoiseShape(mask[:, :1])
@@ -121,15 +121,26 @@ class Lance(comfy.model_base.BaseModel):
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         return latent_image
 
+    def _check_options(self, batch: int, sequences: tuple[Sequence, ...], transformer_options: dict) -> None:
+        """Raises ValueError for what nodes do to a pass that Lance cannot do."""
+        if batch % len(sequences):
+            raise ValueError(
+                f"Lance was asked for {batch} latents with {len(sequences)} prompts, because a node that wraps the "
+                "MODEL has split the batch. Take that node out, or set CFG to 1."
+            )
+        edits = any(s.label == Label.SOURCE for sequence in sequences for s in sequence.segments)
+        if edits and "context_window" in transformer_options:
+            raise ValueError(
+                "Context windows do not work on edits, which see their source whole. Take the node out, and edit "
+                "a long clip in parts."
+            )
+        patches.check(transformer_options, len(self.diffusion_model.layers))
+
     def _apply_model(
         self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, sequences=(), **kwargs
     ):
         n, order = len(sequences), transformer_options.get("cond_or_uncond", [0])
-        if len(x) % n:
-            raise ValueError(
-                f"Lance was asked for {len(x)} latents with {n} prompts, because a node that wraps the MODEL has split "
-                "the batch. Take that node out, or set CFG to 1."
-            )
+        self._check_options(len(x), sequences, transformer_options)
         if order[0] > order[-1]:
             # ComfyUI batches the last branch first. Step caches go by the first, and it has to be the one that is left
             # outside the CFG interval.
@@ -143,11 +154,6 @@ class Lance(comfy.model_base.BaseModel):
         device, dtype, grid = x.device, self.get_dtype_inference(), tuple(x.shape[2:])
         past, variant = [], (self, device, *self._hook_strengths())
         for sequence in sequences:
-            if "context_window" in transformer_options and any(s.label == Label.SOURCE for s in sequence.segments):
-                raise ValueError(
-                    "Context windows do not work on edits, which see their source whole. Take the node out, and edit "
-                    "a long clip in parts."
-                )
             compute = partial(self._context, store, sequence, x, dtype, transformer_options)
             past.append(store.context(sequence, variant, transformer_options.get("sigmas"), compute))
         share = len(x) // n

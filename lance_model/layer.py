@@ -20,6 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention, optimized_attention_for_device
 
+from .patches import AttentionPatches
 from .streaming import KeyValue
 
 UND, GEN = "", "_moe_gen"
@@ -155,6 +156,30 @@ class DecoderLayer(nn.Module):
             for row, angles, expert, wanted in zip(rows, frequencies, (UND, GEN), (not last, True))
         )
         queries, parts = torch.cat([*qu, *qg], dim=1) if qu else qg[0], (ku, vu, kg, vg)
+        brackets = 0 if last else und.shape[1]
+        out = self._attended(queries, parts, past, transformer_options, brackets)
+        attended = zip(*(o.split([brackets, gen.shape[1]], dim=1) for o in out))
+        # Made contiguous: from pieces of a larger tensor a projection becomes one product for each of the batch.
+        attended = [torch.cat(o) if len(o) > 1 else o[0].contiguous() for o in attended]
+        und_out, gen_out = attended[0].flatten(0, 1)[None], attended[1].flatten(0, 1)[None]
+        und = und if last else batched(finish(self, rows[0], und_out, UND))
+        return und, batched(finish(self, rows[1], gen_out, GEN))
+
+    def _attended(self, queries, parts, past, transformer_options, brackets: int) -> list[torch.Tensor]:
+        """The target's attention, as patches leave it: [B, n, heads · head_dim] of all branches or of each."""
+        patches = AttentionPatches.of(transformer_options, brackets, queries.shape[1] - brackets)
+        if patches is None:
+            return self._joint(queries, parts, past, transformer_options)
+        queries, parts = patches.inputs(queries, parts)
+        if patches.replacement is not None:
+            out = patches.instead(queries, parts)
+        else:
+            out = torch.cat(self._joint(queries, parts, past, transformer_options))
+        return [patches.output(out)]
+
+    def _joint(self, queries, parts, past, transformer_options) -> list[torch.Tensor]:
+        """Attention of each branch's target [B, n, heads, head_dim] over its context and itself. `parts` are keys and
+        values of brackets, then of latents."""
         out = []
         for i, (pieces, q, ku, vu, kg, vg) in enumerate(zip(past, *(x.chunk(len(past)) for x in (queries, *parts)))):
             keys = torch.cat([*(k.expand(len(q), -1, -1, -1) for k, _ in pieces), ku, kg], dim=1)
@@ -163,13 +188,7 @@ class DecoderLayer(nn.Module):
             if len(past) > 1:
                 options = options | {key: options[key][i : i + 1] for key in PER_BRANCH if key in options}
             out.append(attend(optimized_attention, q, keys, values, transformer_options=options))
-        brackets = 0 if last else und.shape[1]
-        attended = zip(*(o.split([brackets, gen.shape[1]], dim=1) for o in out))
-        # Made contiguous: from pieces of a larger tensor a projection becomes one product for each of the batch.
-        attended = [torch.cat(o) if len(o) > 1 else o[0].contiguous() for o in attended]
-        und_out, gen_out = attended[0].flatten(0, 1)[None], attended[1].flatten(0, 1)[None]
-        und = und if last else batched(finish(self, rows[0], und_out, UND))
-        return und, batched(finish(self, rows[1], gen_out, GEN))
+        return out
 
     def context(self, und, gen, frequencies, runs: list[Run], past, transformer_options, last=False):
         """One layer of the context: each run attends to everything before it and, causally or fully, to itself. Of the

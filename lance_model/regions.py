@@ -16,6 +16,8 @@ import comfy.conds
 import comfy.patcher_extension
 import torch
 
+from . import patches
+
 KEY = "lance_regions"
 CELL = 16  # pixels
 AREA_UNIT = 8  # pixels that ComfyUI's areas count in
@@ -114,10 +116,12 @@ def _see_every_cell(transformer_options: dict) -> None:
 
 def outer_sample_wrapper(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     """The guider's conds and model_options are copies made for this run."""
-    guider = executor.class_obj
+    guider, options = executor.class_obj, executor.class_obj.model_options
     guider.conds = {name: [_placed(cond, noise.shape) for cond in conds] for name, conds in guider.conds.items()}
+    if patches.compare_branches(options["transformer_options"]):
+        for cond in (cond for conds in guider.conds.values() for cond in conds):
+            cond[patches.TOGETHER] = True
     if denoise_mask is not None:
-        options = guider.model_options
         _see_every_cell(options["transformer_options"])
         if "denoise_mask_function" in options:
             options["denoise_mask_function"] = partial(_step_mask, options["denoise_mask_function"], guider)

@@ -16,7 +16,7 @@ import torch.nn as nn
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from comfy.model_prefetch import make_prefetch_queue, prefetch_queue_pop
 
-from . import streaming
+from . import patches, streaming
 from .layer import ONE_TOKEN, RMS_EPS, DecoderLayer, Run
 from .streaming import KeyValues
 
@@ -167,11 +167,13 @@ class LanceTransformer(nn.Module):
         transformer_options["block_type"] = "double"
         contexts = [streaming.layers(pieces, len(self.layers), gen.device) for pieces in past]
         count, device = len(self.layers), gen.device
+        whole = patches.present(transformer_options)  # patches see the brackets in every layer
         queue = make_prefetch_queue(list(self.layers), device, transformer_options)
         for i, layer in enumerate(self.layers):
             prefetch_queue_pop(queue, device, layer)
             transformer_options["block_index"] = i
-            settings = {"past": [next(pieces) for pieces in contexts], "last": i + 1 == count, "compiled": compiled}
+            last = i + 1 == count and not whole
+            settings = {"past": [next(pieces) for pieces in contexts], "last": last, "compiled": compiled}
             if ("double_block", i) in replace:
 
                 def block(args, layer=layer, settings=settings):

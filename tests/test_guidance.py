@@ -6,10 +6,16 @@ import torch
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfy_extras.nodes_flux import FluxGuidance
+from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from comfy_extras.nodes_lumina2 import RenormCFG
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from comfy_extras.nodes_nag import NAGuidance
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
-from comfyui_lance.lance_model import language, media
+from comfy_extras.nodes_tomesd import TomePatchModel
+from comfyui_lance.lance_model import diffusion, language, media
 from comfyui_lance.lance_model.sequence import Label
 from sampling import sample, schedule
 from test_sampling import ksample, relative
@@ -153,3 +159,112 @@ def test_inpainting_conditioning_works_with_its_mask(lance, pair):
     without = nodes.InpaintModelConditioning().encode(*pair, picture, lance[2], mask, noise_mask=False)
     with pytest.raises(ValueError, match="Lance does not read a picture beside the noise"):
         ksample(lance[0], start, without[:2], 1)
+
+
+# Patches of attention
+
+
+def patched(model, **its):
+    model = model.clone()
+    for name, patch in its.items():
+        model.set_model_patch(patch, name)
+    return model
+
+
+def unchanged(q, k, v, pe, attn_mask, extra_options):
+    return {"q": q, "k": k, "v": v, "pe": pe, "attn_mask": attn_mask}
+
+
+def test_patches_see_the_targets_tokens_in_every_layer(lance, pair, noise):
+    seen = []
+
+    def before(q, k, v, pe, attn_mask, extra_options):
+        seen.append((extra_options["block_index"], *(tuple(x.shape) for x in (q, k, v)), extra_options["img_slice"]))
+        return {}
+
+    def after(out, extra_options):
+        seen.append((tuple(out.shape), extra_options["cond_or_uncond"], extra_options["img_slice"]))
+        return out
+
+    out = ksample(patched(lance[0], attn1_patch=before, attn1_output_patch=after), noise, pair, 1)
+    assert torch.allclose(out, ksample(lance[0], noise, pair, 1), atol=1e-5)
+    layer = lance[0].model.diffusion_model.layers[0].self_attn
+    q, k = ((2, heads, 26, layer.head_dim) for heads in (layer.heads, layer.kv_heads))
+    expected = []
+    for i in range(len(lance[0].model.diffusion_model.layers)):
+        expected += [(i, q, k, k, [2, 26]), ((2, 26, layer.heads * layer.head_dim), [0, 1], [2, 26])]
+    assert seen == expected
+
+
+def test_what_patches_return_is_used(lance, pair, noise):
+    plain = ksample(patched(lance[0], attn1_patch=unchanged), noise, pair, 2)
+    assert torch.allclose(plain, ksample(lance[0], noise, pair, 2), atol=1e-5)
+    for name in "qkv":
+        changed = patched(
+            lance[0], attn1_patch=lambda q, k, v, name=name, **_: {name: 0 * {"q": q, "k": k, "v": v}[name]}
+        )
+        assert relative(ksample(changed, noise, pair, 2), plain) > 1e-3, name
+    halved = patched(lance[0], attn1_output_patch=lambda out, extra_options: out / 2)
+    assert relative(ksample(halved, noise, pair, 2), plain) > 1e-3
+
+
+@pytest.mark.parametrize("one_pass", [diffusion.ONE_PASS, 0])
+def test_normalised_attention_guidance(one_pass, lance, pair, noise, monkeypatch):
+    """Compares the branches, so both go through the model together even where they are too large for that."""
+    monkeypatch.setattr(diffusion, "ONE_PASS", one_pass)
+    plain = ksample(lance[0], noise, pair, 4, cfg=1.0)
+    none, some = (NAGuidance.execute(lance[0], 5.0, alpha, 1.5).result[0] for alpha in (0.0, 0.5))
+    assert torch.allclose(ksample(none, noise, pair, 4, cfg=1.0), plain, atol=1e-4)
+    assert relative(ksample(some, noise, pair, 4, cfg=1.0), plain) > 1e-2
+
+
+def test_perturbed_attention_is_each_tokens_own_value_in_the_middle_layer(lance, pair, noise):
+    model = PerturbedAttentionGuidance.execute(lance[0], 1.5).result[0]
+    middle, tokens = len(lance[0].model.diffusion_model.layers) // 2, 26
+    perturbed = lance[0].clone()
+
+    def own_values(attention, q, k, v, heads, *args, transformer_options, **kwargs):
+        out = attention(q, k, v, heads, *args, transformer_options=transformer_options, **kwargs)
+        if transformer_options.get("block_index") != middle:
+            return out
+        own = v[:, :, -tokens:].repeat_interleave(heads // v.shape[1], dim=1)[:, :, -out.shape[1] :]
+        return own.transpose(1, 2).flatten(2)
+
+    # Where `block_index` is missing the context is computed, once.
+    perturbed.model_options["transformer_options"]["optimized_attention_override"] = own_values
+    levels = torch.tensor([0.9, 0.3])  # the last step alone gives the prediction itself
+    predictions = [ksample(m, noise, pair, cfg=1.0, sigmas=levels, steps=1) for m in (lance[0], perturbed, model)]
+    plain, other, guided = predictions
+    assert relative(other, plain) > 1e-3
+    assert torch.allclose(guided, plain + 1.5 * (plain - other), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        lambda m: HyperTile.execute(m, 256, 2, 0, False)[0],
+        lambda m: TomePatchModel.execute(m, 0.3).result[0],
+        lambda m: patched(m, output_block_patch=lambda h, hsp, options: (h, hsp)),
+        lambda m: PatchModelAddDownscale.execute(m, 3, 2.0, 0.0, 0.35, True, "bicubic", "bicubic").result[0],
+        lambda m: SelfAttentionGuidance.execute(m, 0.5, 2.0).result[0],
+        lambda m: patched(m, post_input=lambda args: args),
+        lambda m: patched(m, attn2_patch=unchanged),
+        lambda m: patched(m, double_block=lambda args: args),
+    ],
+)
+def test_patches_that_nothing_would_call_are_refused(patch, lance, pair, noise):
+    with pytest.raises(ValueError, match="in a place that other models have and Lance does not"):
+        ksample(patch(lance[0]), noise, pair, 1)
+
+
+def test_masks_of_attention_are_refused(lance, pair, noise):
+    masking = patched(lance[0], attn1_patch=lambda q, k, v, **_: {"attn_mask": torch.ones(1, 1, 26, 26)})
+    with pytest.raises(ValueError, match="masks the model's attention"):
+        ksample(masking, noise, pair, 1)
+
+
+@pytest.mark.parametrize("layers", [("7, 8, 9", ""), ("", "0")])
+def test_skipping_layers_that_are_not_there_is_refused(layers, lance, pair, noise):
+    model = SkipLayerGuidanceDiTSimple.execute(lance[0], 0.0, 1.0, *layers).result[0]
+    with pytest.raises(ValueError, match="double_layers 0 to 2"):
+        ksample(model, noise, pair, 1)
