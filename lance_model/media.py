@@ -66,14 +66,28 @@ def crop_box(width: int, height: int, ratio: float) -> tuple[int, int, int, int]
     return left, top, left + w, top + h
 
 
+def some(images: torch.Tensor, name: str) -> torch.Tensor:
+    """The images; ValueError if there are none. `name` is the input's."""
+    if not images.numel():
+        raise ValueError(f"{name} holds no picture: it is an empty batch. Connect at least one.")
+    return images
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Images in 0..1, or in 8 bits already → in 8 bits."""
+    if images.dtype == torch.uint8:
+        return images
+    return images.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:
-    """ComfyUI images [n, h, w, 1 to 4] in 0..1 → 8-bit RGB pictures, alpha laid over white."""
-    pixels = images.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
-    if pixels.shape[-1] in (1, 2):  # grey, without or with alpha
-        pixels = torch.cat([pixels[..., :1].expand(*pixels.shape[:-1], 3), pixels[..., 1:]], dim=-1)
+    """ComfyUI images [n, h, w, 1 to 4] in 0..1, or in 8 bits → 8-bit RGB pictures, alpha laid over white."""
     pictures = []
-    for frame in pixels:
-        picture = Image.fromarray(frame.contiguous().numpy())
+    for image in images:
+        pixels = to_bytes(image).cpu()
+        if pixels.shape[-1] in (1, 2):  # grey, without or with alpha
+            pixels = torch.cat([pixels[..., :1].expand(*pixels.shape[:-1], 3), pixels[..., 1:]], dim=-1)
+        picture = Image.fromarray(pixels.contiguous().numpy())
         if picture.mode == "RGBA":
             white = Image.new("RGB", picture.size, (255, 255, 255))
             white.paste(picture, mask=picture.split()[3])
@@ -205,9 +219,14 @@ def frame_indices(total: int, fps: float, sample_fps: float = FPS, max_seconds: 
 
     A clip longer than `max_seconds` is seen as often as one of that length.
     """
-    n = round(min(total / max(1, round(fps)), max_seconds) * sample_fps)
-    frames = max(1, 4 * (n // 4) + 1 if n % 4 else n - 3)
+    frames = frame_count(total / max(1, round(fps)), sample_fps, max_seconds)
     return numpy.linspace(0, total - 1, frames, dtype=int).tolist()
+
+
+def frame_count(seconds: float, sample_fps: float = FPS, max_seconds: float = MAX_SECONDS) -> int:
+    """How many frames of a clip the model sees: 1 + 4k."""
+    n = round(min(seconds, max_seconds) * sample_fps)
+    return max(1, 4 * (n // 4) + 1 if n % 4 else n - 3)
 
 
 def patches(images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:

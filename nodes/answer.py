@@ -182,7 +182,7 @@ class LanceAnswer(io.ComfyNode):
         system_prompt: str = "",
     ) -> io.NodeOutput:
         task = chosen("task", task, TASKS)
-        batches = list((images or {}).values())
+        batches = [media.some(batch, name) for name, batch in (images or {}).items()]
         clips = [media.see(sampled(video)[0], video_resolution)] if video is not None else []
         modality = "video" if clips else "image"
         system, prompt = system_prompt.strip() or None, task.get("question", "")
@@ -249,7 +249,7 @@ class LanceEnhancePrompt(io.ComfyNode):
         image_resolution: str = IMAGE_PRESETS[0],
         instruction: str = tasks.REWRITE,
     ) -> io.NodeOutput:
-        seen = (media.see(image[:1], image_resolution),) if image is not None else ()
+        seen = (media.see(media.some(image, "image")[:1], image_resolution),) if image is not None else ()
         text = respond(
             clip, model, language.Request(prompt, instruction, media=seen), max_length, sampling, cls.hidden.unique_id
         )

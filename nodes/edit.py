@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import Input, io
+from comfy_api.latest import Input, InputImpl, io
 
-from ..lance_model import language, media, tasks
+from ..lance_model import clips, language, media, tasks
 from ..lance_model.sequence import Label
 from .encode import advanced_prompts
 
@@ -17,6 +17,7 @@ RESOLUTION_TOOLTIP = (
     "edges are cropped to it), or the source's own size, cut to multiples of 16. The demonstration model knows 64x64 "
     "alone."
 )
+UNPAINTED = (64, 64)  # the size of the zeros that Load Image gives as the mask of a picture without transparency
 
 
 def _encode(
@@ -41,17 +42,24 @@ def _encode(
     return positive, negative, latent
 
 
+def painted(mask: torch.Tensor | None, count: int, what: str) -> torch.Tensor | None:
+    """The masks [1 or count, h, w] of so many pictures or frames (`what`); None if nothing is painted."""
+    if mask is None:
+        return None
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    if mask.shape[-2:] == UNPAINTED and not mask.any():
+        return None
+    if mask.shape[0] not in (1, count):
+        raise ValueError(f"There are {mask.shape[0]} masks for {count} {what}. Give one mask, or one for each.")
+    return mask
+
+
 def latent_mask(mask: torch.Tensor, fit: media.Fit, frames: torch.Tensor) -> torch.Tensor:
     """A mask [n, h, w] for a picture or for each frame → [1, 1, t, h, w] on the latent grid."""
     if mask.shape[-2:] != frames.shape[1:3]:
         raise ValueError(
             f"The mask is {mask.shape[-1]}x{mask.shape[-2]}, but the source is {frames.shape[2]}x{frames.shape[1]}. "
             "Give a mask of the source's size."
-        )
-    if mask.shape[0] not in (1, frames.shape[0]):
-        raise ValueError(
-            f"There are {mask.shape[0]} masks for {frames.shape[0]} frames. Give one mask, or one for each frame "
-            f"that is sampled."
         )
     cells = fit.for_mask(mask)[:, 0]
     if mask.shape[0] > 1:  # a latent frame covers four frames, the first one a single one
@@ -107,6 +115,7 @@ class LanceEncodeEdit(io.ComfyNode):
         system_prompt: str = "",
     ) -> io.NodeOutput:
         edits = []
+        mask = painted(mask, len(media.some(image, "image")), "pictures")
         for i, picture in enumerate(image):
             own_mask = None if mask is None else mask[min(i, len(mask) - 1)][None]
             edits.append(
@@ -118,8 +127,15 @@ class LanceEncodeEdit(io.ComfyNode):
 def sampled(
     video: Input.Video, sample_fps: float = media.FPS, max_seconds: float = media.MAX_SECONDS
 ) -> tuple[torch.Tensor, float]:
-    """The frames of a clip that the model sees, and the clip's length in seconds. The other frames are let go."""
+    """The frames [1 + 4k, h, w, 3] of a clip that the model sees, and the clip's length in seconds.
+
+    Raises ValueError for a clip without frames.
+    """
+    if isinstance(video, InputImpl.VideoFromFile):
+        return clips.read(video.get_stream_source(), video.get_active_trim_window(), sample_fps, max_seconds)
     components = video.get_components()
+    if not components.images.numel():
+        raise ValueError(clips.NO_FRAMES)
     rate = float(components.frame_rate)
     return media.sample_frames(components.images, rate, sample_fps, max_seconds), components.images.shape[0] / rate
 
@@ -192,6 +208,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
         system_prompt: str = "",
     ) -> io.NodeOutput:
         frames, seconds = sampled(video, sample_fps, max_seconds)
+        mask = painted(mask, len(frames), "sampled frames")
         outputs = _encode(clip, vae, frames, prompt, resolution, "video", mask, negative_prompt, system_prompt)
         return io.NodeOutput(*outputs, frames.shape[0] / seconds)
 

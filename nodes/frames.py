@@ -62,6 +62,9 @@ class LanceImageToVideo(io.ComfyNode):
         start: torch.Tensor | None = None,
         end: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        for name, given in (("start", start), ("end", end)):
+            if given is not None:
+                media.some(given, name)
         first = start if start is not None else end
         if first is None:
             raise ValueError("Connect a start or an end picture; for a clip from text alone, use Empty Lance Latent.")

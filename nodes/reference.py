@@ -53,10 +53,12 @@ class LanceEncodeReferences(io.ComfyNode):
         negative_prompt: str = "",
         system_prompt: str = "",
     ) -> io.NodeOutput:
+        if not images:
+            raise ValueError("There is no reference. Connect at least one picture.")
         references = [
             media.take(picture[None], resolution, Label.REFERENCE, vae)[0]
-            for batch in images.values()
-            for picture in batch
+            for name, batch in images.items()
+            for picture in media.some(batch, name)
         ]
         system = system_prompt.strip() or tasks.SUBJECT[target]
         return io.NodeOutput(
