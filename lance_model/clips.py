@@ -1,7 +1,7 @@
 """Clips in files: the frames that the model sees, by their true times.
 
-- A clip is decoded twice. The first pass notes the frames' times, the second converts the chosen frames alone: what is in
-  memory depends on them, not on the clip's length.
+- A clip is decoded twice. The first pass notes the frames' times, the second converts the chosen frames alone: memory
+  grows with them, not with the clip's length.
 - At a constant rate the choice is the reference's, which counts frames. Screen recordings and phones write frames when
   something moves, and the rate that such a file names may be anything; those are taken by their times.
 - Frames are decoded to the numbers that ComfyUI's own video input gives.

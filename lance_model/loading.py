@@ -24,7 +24,7 @@ import comfy.utils
 import numpy
 import torch
 
-from . import context, guidance, precision, quantised, regions
+from . import context, guidance, kept, precision, quantised, regions
 from .checkpoint import (
     DOWNLOAD,
     VAE_FILES,
@@ -156,6 +156,7 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
     patcher.cached_patcher_init = (_build_model, (file, weight_dtype))
     context.add_to(patcher)
     regions.add_to(patcher)
+    kept.add_to(patcher)
     guidance.apply(patcher)
     return patcher
 

@@ -46,11 +46,13 @@ def painted(mask: torch.Tensor | None, count: int, what: str) -> torch.Tensor | 
     """The masks [1 or count, h, w] of so many pictures or frames (`what`); None if nothing is painted."""
     if mask is None:
         return None
-    mask = mask.reshape(-1, *mask.shape[-2:])
+    mask = mask[None].flatten(0, -3)
     if mask.shape[-2:] == UNPAINTED and not mask.any():
         return None
     if mask.shape[0] not in (1, count):
-        raise ValueError(f"There are {mask.shape[0]} masks for {count} {what}. Give one mask, or one for each.")
+        raise ValueError(
+            f"There are {mask.shape[0]} masks, but the number of {what} is {count}. Give one mask, or one for each."
+        )
     return mask
 
 

@@ -13,11 +13,12 @@ import numpy
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-from comfyui_lance.lance_model import media
+from comfyui_lance.lance_model import language, media
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit, sampled
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.reference import LanceEncodeReferences
+from sampling import sample, schedule
 
 ENCODERS = {".webm": "libvpx-vp9", ".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".h264": "libx264"}
 # Bursts of 30 frames a second between pauses, for three seconds, as a screen recording has them.
@@ -273,7 +274,7 @@ def test_each_picture_has_its_own_mask(lance):
 
 @pytest.mark.parametrize("pictures", [1, 3])
 def test_masks_of_another_number_than_the_pictures_are_refused(pictures, lance):
-    with pytest.raises(ValueError, match=f"There are 2 masks for {pictures} picture"):
+    with pytest.raises(ValueError, match=f"There are 2 masks, but the number of pictures is {pictures}"):
         masks_of_edits(lance, torch.rand(pictures, 64, 96, 3), halves())
 
 
@@ -293,3 +294,19 @@ def test_load_images_mask_of_an_unpainted_picture_limits_nothing(size, lance):
 def test_an_unpainted_mask_of_the_pictures_size_keeps_all_of_it(lance):
     (cells,) = masks_of_edits(lance, torch.rand(1, 96, 96, 3), torch.zeros(1, 96, 96))
     assert cells.max() == 0
+
+
+@pytest.mark.parametrize("kept", ["first frame", "left half"])
+def test_a_run_in_two_parts_keeps_what_one_run_keeps(kept, lance):
+    model, clip, _ = lance
+    positive, negative = language.encode_pair(clip, "A fox in the snow.", target="video")
+    noise, clean = torch.randn(2, 1, 48, 2, 4, 4, generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(1, 1, 2, 4, 4)
+    mask[(slice(None),) * 2 + ((0,) if kept == "first frame" else (slice(None), slice(None), slice(2)))] = 0
+    sigmas = schedule(6, 3.5)
+    whole = sample(model, positive, negative, noise, sigmas, latent=clean, mask=mask)
+    half = sample(model, positive, negative, noise, sigmas[:4], latent=clean, mask=mask)
+    rest = sample(model, positive, negative, torch.zeros_like(noise), sigmas[3:], latent=half, mask=mask)
+    places = (mask == 0).expand_as(clean)
+    assert (rest - clean)[places].abs().max() < 1e-5
+    assert (rest - whole).abs().max() < 1e-4
