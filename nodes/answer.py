@@ -150,9 +150,8 @@ class LanceAnswer(io.ComfyNode):
                     options=list(POSITIONS),
                     optional=True,
                     advanced=True,
-                    tooltip="reference: plain positions, as the reference implementation answers. trained: with "
-                    "MaPE's shift, as in "
-                    "training; try it if answers stop at once.",
+                    tooltip="reference: plain positions, as the reference implementation answers. "
+                    "trained: with MaPE's shift, as in training; try it if answers stop at once.",
                 ),
                 io.String.Input(
                     "system_prompt",
@@ -207,8 +206,7 @@ class LanceEnhancePrompt(io.ComfyNode):
             display_name="Lance Enhance Prompt",
             category="Lance",
             description="Rewrites a short idea as the long, concrete description that Lance was trained on, "
-            "optionally with the clip's first "
-            "frame before its eyes.",
+            "optionally with the clip's first frame before its eyes.",
             search_aliases=["prompt enhance", "rewrite", "expand prompt", "llm", "magic prompt"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load Lance; LoRAs on it count."),

@@ -78,9 +78,8 @@ class LanceEncodeEdit(io.ComfyNode):
             node_id="LanceEncodeEdit",
             display_name="Lance Encode Image Edit",
             category="Lance",
-            description="Encodes a picture and an instruction for editing it. Sample the latent with denoise 1. A "
-            "mask limits what changes. "
-            "Each picture of a batch becomes an edit of its own.",
+            description="Encodes a picture and an instruction for editing it. Sample the latent with denoise 1. "
+            "A mask limits what changes. Each picture of a batch becomes an edit of its own.",
             search_aliases=["image edit", "instruct", "inpaint", "kontext", "qwen edit"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
@@ -149,9 +148,9 @@ class LanceEncodeVideoEdit(io.ComfyNode):
             node_id="LanceEncodeVideoEdit",
             display_name="Lance Encode Video Edit",
             category="Lance",
-            description="Encodes a clip and an instruction for editing it. Sample the latent with denoise 1, decode, "
-            "and give Create Video "
-            "the frame rate from here; the sound comes from Get Video Components.",
+            description="Encodes a clip and an instruction for editing it. "
+            "Sample the latent with denoise 1, decode, and give Create Video the frame rate from here; "
+            "the sound comes from Get Video Components.",
             search_aliases=["video edit", "video to video", "v2v"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),

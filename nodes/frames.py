@@ -20,9 +20,8 @@ class LanceImageToVideo(io.ComfyNode):
             node_id="LanceImageToVideo",
             display_name="Lance Image to Video",
             category="Lance",
-            description="A latent for a clip whose first or last frames are given; the rest is sampled. Several "
-            "start frames continue a clip. "
-            "Encode the prompt with Lance Encode Prompt, target video.",
+            description="A latent for a clip whose first or last frames are given; the rest is sampled. "
+            "Several start frames continue a clip. Encode the prompt with Lance Encode Prompt, target video.",
             search_aliases=["i2v", "first frame", "last frame", "extend video", "flf2v"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of Load Lance."),

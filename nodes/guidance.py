@@ -28,16 +28,15 @@ class LanceGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. Outside, a step is half "
-                    "the work.",
+                    tooltip="CFG acts while start < t <= end; t runs from 1 (noise) to 0. "
+                    "Outside, a step is half the work.",
                 ),
                 io.Float.Input("end", default=end, min=0.0, max=1.0, step=0.01, tooltip="See start."),
                 io.Combo.Input(
                     "renormalisation",
                     options=list(guidance.RENORMALISATIONS),
-                    tooltip="Keeps the guided velocity from growing beyond the conditional one: over the whole "
-                    "latent (global), "
-                    "per token (channel) or not at all.",
+                    tooltip="Keeps the guided velocity from growing beyond the conditional one: "
+                    "over the whole latent (global), per token (channel) or not at all.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -58,10 +57,9 @@ class LanceScheduler(io.ComfyNode):
             node_id="LanceScheduler",
             display_name="Lance Scheduler",
             category="Lance",
-            description="The reference's own noise schedule, exactly: t = s·u / (1 + (s - 1)·u), u from 1 to 0 in "
-            "equal steps, "
-            "with the MODEL's flow shift s. For SamplerCustomAdvanced; KSampler's simple schedule is within a "
-            "thousandth of it.",
+            description="The reference's own noise schedule, exactly: t = s·u / (1 + (s - 1)·u), "
+            "u from 1 to 0 in equal steps, with the MODEL's flow shift s. "
+            "For SamplerCustomAdvanced; KSampler's simple schedule is within a thousandth of it.",
             search_aliases=["sigmas", "flow shift", "schedule"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load Lance."),
@@ -83,8 +81,8 @@ class LanceScheduler(io.ComfyNode):
         shift = getattr(model.get_model_object("model_sampling"), "shift", None)
         if shift is None:
             raise ValueError(
-                "This MODEL's sampling has no flow shift. Connect the MODEL of Load Lance, or one "
-                "patched by ModelSamplingSD3."
+                "This MODEL's sampling has no flow shift. Connect the MODEL of Load Lance, "
+                "or one patched by ModelSamplingSD3."
             )
         u = torch.linspace(1, 0, int(steps / denoise) + 1)[-(steps + 1) :]
         return io.NodeOutput(shift * u / (1 + (shift - 1) * u))

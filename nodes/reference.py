@@ -18,8 +18,8 @@ class LanceEncodeReferences(io.ComfyNode):
             display_name="Lance Encode References",
             category="Lance",
             description="Encodes reference pictures and a prompt for a new picture or clip with the same subjects. "
-            "Refer to them by their "
-            "order: the dog from the first picture. The size of the result is that of the latent.",
+            "Refer to them by their order: the dog from the first picture. "
+            "The size of the result is that of the latent.",
             search_aliases=["subject", "ip adapter", "identity", "reference image", "maze"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),

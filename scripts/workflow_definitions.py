@@ -220,8 +220,8 @@ def image_edit(g: Graph) -> None:
             "Image edit",
             (
                 "Lance changes a picture as you tell it and keeps the rest.",
-                "- **Picture**: your own.\n- **Prompt**: an instruction: what to change, remove, add or turn into "
-                "what.\n"
+                "- **Picture**: your own.\n"
+                "- **Prompt**: an instruction: what to change, remove, add or turn into what.\n"
                 "- **Resolution**: *demonstration 64x64* suits the demonstration model alone.",
             ),
             EDITED,
@@ -251,9 +251,9 @@ def masked_edit(g: Graph) -> None:
             "Masked edit",
             (
                 "Lance changes only what a mask uncovers; everything else stays exactly as it is. Soft edges blend.",
-                "- **Mask**: a picture of the same size, white where it may change. Or paint one: right-click *Load "
-                "Image*, "
-                "*Open in MaskEditor*, and connect its MASK.\n- **Prompt**: what to change.",
+                "- **Mask**: a picture of the same size, white where it may change. "
+                "Or paint one: right-click *Load Image*, *Open in MaskEditor*, and connect its MASK.\n"
+                "- **Prompt**: what to change.",
             ),
             EDITED,
         )
@@ -284,8 +284,8 @@ def multi_turn_edit(g: Graph) -> None:
             "Multi-turn edit",
             (
                 "Each turn edits the result of the one before, and shows it.",
-                "- **Prompts**: one instruction a turn.\n- More turns: copy a column and connect it to the last "
-                "picture.",
+                "- **Prompts**: one instruction a turn.\n"
+                "- More turns: copy a column and connect it to the last picture.",
             ),
             EDITED,
         )
@@ -323,10 +323,8 @@ def video_edit(g: Graph) -> None:
         generation_note(
             "Video edit",
             (
-                "Lance changes a clip as you tell it. It sees up to six seconds at 12 frames a second; the result "
-                "lasts as "
-                "long as the "
-                "source and keeps its sound.",
+                "Lance changes a clip as you tell it. It sees up to six seconds at 12 frames a second; "
+                "the result lasts as long as the source and keeps its sound.",
                 "- **Clip**: your own.\n- **Prompt**: an instruction.\n- **Resolution**: *video 360p* is much quicker.",
             ),
             EDITED_CLIP,
@@ -390,13 +388,10 @@ def first_last_frame(g: Graph) -> None:
         generation_note(
             "First and last frame",
             (
-                "Lance makes what lies between two pictures. It was not trained for a given last frame: the closer "
-                "the two "
-                "are, the "
-                "better. The last picture is held for the clip's last four frames.",
-                "- **Start** and **end**: your own pictures. The end is cut to the size of the start.\n- **Prompt**: "
-                "what "
-                "happens between.",
+                "Lance makes what lies between two pictures. It was not trained for a given last frame: "
+                "the closer the two are, the better. The last picture is held for the clip's last four frames.",
+                "- **Start** and **end**: your own pictures. The end is cut to the size of the start.\n"
+                "- **Prompt**: what happens between.",
             ),
             GIVEN_CLIP,
             VIDEO_MODEL,
@@ -560,9 +555,8 @@ def caption(g: Graph) -> None:
             "Caption",
             (
                 "Lance describes a picture, for a dataset or as a prompt.",
-                "- **Style**: the instructions for captions that Lance was trained with.\n- A clip can be connected "
-                "in place "
-                "of the picture.",
+                "- **Style**: the instructions for captions that Lance was trained with.\n"
+                "- A clip can be connected in place of the picture.",
             ),
             SEEN,
         )
@@ -591,8 +585,8 @@ def caption_dataset(g: Graph) -> None:
             (
                 "Every picture of a folder gets a caption. Pictures, numbered anew, and text files of the same names "
                 "are written side by side; to keep names, see *clients* in the plugin's folder.",
-                "- **Folder**: a folder in ComfyUI's *input*.\n- **Folder name**: where the pairs go, in ComfyUI's "
-                "*output*.",
+                "- **Folder**: a folder in ComfyUI's *input*.\n"
+                "- **Folder name**: where the pairs go, in ComfyUI's *output*.",
             ),
             SEEN,
         )
@@ -622,8 +616,8 @@ def enhanced_text_to_video(g: Graph) -> None:
             (
                 "Lance first writes your short idea out as the long description that it was trained on, then makes "
                 "the clip.",
-                "- **Prompt**: a short idea.\n- **Sampling** and **seed** of the rewriting: another number, another "
-                "description.",
+                "- **Prompt**: a short idea.\n"
+                "- **Sampling** and **seed** of the rewriting: another number, another description.",
             ),
             CLIP,
             VIDEO_MODEL,
@@ -648,9 +642,8 @@ def caption_to_video(g: Graph) -> None:
         generation_note(
             "Picture, caption, clip",
             (
-                "Lance describes a picture, writes the description out as a prompt for a clip, and makes the clip "
-                "from the "
-                "picture.",
+                "Lance describes a picture, writes the description out as a prompt for a clip, "
+                "and makes the clip from the picture.",
                 "- **Picture**: your own.\n- **Instruction** (advanced): how the description is turned into a prompt.",
             ),
             GIVEN_CLIP,
