@@ -132,7 +132,9 @@ def sampled(
 
     Raises ValueError for a clip without frames.
     """
-    if isinstance(video, InputImpl.VideoFromFile):
+    # Newer versions of ComfyUI crop a clip while it is decoded, which its file knows nothing of.
+    edited = hasattr(video, "has_pending_frame_edits") and video.has_pending_frame_edits()
+    if isinstance(video, InputImpl.VideoFromFile) and not edited:
         return clips.read(video.get_stream_source(), video.get_active_trim_window(), sample_fps, max_seconds)
     components = video.get_components()
     if not components.images.numel():
