@@ -6,10 +6,8 @@ import asyncio
 import base64
 import json
 import os
-import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -158,23 +156,6 @@ def test_client_writes_nowhere_but_into_its_folder(monkeypatch):
     items = [{"filename": name, "subfolder": folder, "type": "output"} for name, folder in paths.items()]
     names = [name for name, _ in client.files("http://here", {"1": {"images": items}})]
     assert names == ["a.png", "etc/b.png", "x/c.png", "C_/y/d.png"]
-
-
-def test_the_readmes_example_captions_a_folder(server, tmp_path):
-    """Its own lines, on the weights and the server of the tests."""
-    readme = (CLIENTS.parent / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"\n\n((?:    .*\n|\n)*    import pathlib, client\n(?:    .*\n|\n)*)", readme)
-    (tmp_path / "api").symlink_to(CLIENTS.parent / "api")
-    (tmp_path / "pictures").mkdir()
-    for name, color in (("fox", (200, 80, 0)), ("owl", (0, 80, 200))):
-        Image.new("RGB", (64, 64), color).save(tmp_path / "pictures" / f"{name}.jpg")
-    lines = ["import client", f"client.SERVER = {server.url!r}", *textwrap.dedent(block).strip().splitlines()]
-    (tmp_path / "example.py").write_text("\n".join(lines))
-    environment = os.environ | {"PYTHONPATH": str(CLIENTS)}
-    command = [sys.executable, tmp_path / "example.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert all((tmp_path / "pictures" / f"{name}.txt").read_text().strip() for name in ("fox", "owl"))
 
 
 # ---- Servers behind a login ------------------------------------------------------------------------------------------
