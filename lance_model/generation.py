@@ -11,8 +11,8 @@ from collections.abc import Callable
 import comfy.model_management
 import comfy.utils
 import torch
-from comfy.text_encoders.llama import BaseGenerate
 
+from .choosing import choose
 from .context import runs
 from .decoding import Held
 from .positions import position_ids, rotary_frequencies
@@ -68,9 +68,8 @@ def generate(
     embeddings = sequence.embeddings.to(device, dtype)
     hidden = transformer.read(embeddings, frequencies[:, :known], cache, 0, runs(sequence.segments), options)
 
-    sampler = BaseGenerate()
     generator = torch.Generator(device=language.execution_device).manual_seed(seed or 0) if do_sample else None
-    look_every = 1 if do_sample or comfy.model_management.is_device_cpu(device) else LOOK_EVERY
+    look_every = 1 if comfy.model_management.is_device_cpu(device) else LOOK_EVERY
     progress = comfy.utils.ProgressBar(max_length)
     answer = torch.empty(max_length, dtype=torch.int64, device=language.execution_device)
     ids: list[int] = []
@@ -82,18 +81,18 @@ def generate(
                 hidden = held.read(token, frequencies[:, last : last + 1], cache, last)
             logits = language.lm_head(decoder.norm(hidden[:, -1]).to(language.execution_device)).float()
             logits[:, TEXT_VOCABULARY:] = float("-inf")
-            answer[step] = sampler.sample_token(
+            answer[step] = choose(
                 logits,
+                answer[:step],
+                generator,
+                do_sample,
                 temperature,
                 top_k,
                 top_p,
                 min_p,
                 repetition_penalty,
-                ids,
-                generator,
-                do_sample,
                 presence_penalty,
-            )[0, 0]
+            )
             if (step + 1) % look_every and step + 1 < max_length:
                 continue
             ids = answer[: step + 1].tolist()

@@ -6,8 +6,9 @@ import weakref
 import comfy.model_management
 import pytest
 import torch
+from comfy.text_encoders.llama import BaseGenerate
 from comfy_extras.nodes_textgen import TextGenerate
-from comfyui_lance.lance_model import decoding, generation, language, media, tasks
+from comfyui_lance.lance_model import choosing, decoding, generation, language, media, tasks
 from comfyui_lance.lance_model.sequence import IM_END, TEXT_VOCABULARY, Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
@@ -216,3 +217,27 @@ def test_weights_are_held_once(lance):
         "layers" in name for name, _ in clip.cond_stage_model.named_parameters() if not name.startswith("visual.")
     )
     assert clip.cond_stage_model.transformer_patcher.model is lance[0].model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 20, "top_p": 0.9},
+        {"top_p": 0.7, "repetition_penalty": 1.3},
+        {"min_p": 0.02, "presence_penalty": 0.5, "repetition_penalty": 0.9},
+        {"temperature": 0.0, "repetition_penalty": 2.0},
+        {"do_sample": False, "repetition_penalty": 2.0},
+    ],
+    ids=str,
+)
+def test_tokens_are_chosen_as_by_the_host(options):
+    plain = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    options = plain | {"repetition_penalty": 1.0, "presence_penalty": 0.0, "do_sample": True} | options
+    logits = 4 * torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
+    said = [5, 17, int(logits.argmax()), 5]
+    ours, hosts = (torch.Generator().manual_seed(2) for _ in range(2))
+    for _ in range(20):
+        token = choosing.choose(logits.clone(), torch.tensor(said), ours, **options)
+        expected = BaseGenerate().sample_token(logits.clone(), token_history=said, generator=hosts, **options)
+        assert token == expected[0, 0]
