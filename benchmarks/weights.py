@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import tiny_checkpoint
@@ -24,7 +26,11 @@ DIMS = {
     "300m": {"layers": 14, "hidden": 768, "inner": 4128, "heads": 12, "kv_heads": 2, "head_dim": 64},
     "3b": {"layers": 36, "hidden": 2048, "inner": 11008, "heads": 16, "kv_heads": 2, "head_dim": 128},
 }
+STORED = {torch.bfloat16: "BF16", torch.float32: "F32"}  # names in a header
 VISION = VisionConfig(hidden=64, layers=4, inner=96, out_hidden=0, heads=2, full_attention=(1, 3))
+FULL_VISION = VisionConfig(hidden=1280, layers=32, inner=3420, out_hidden=0, heads=16, full_attention=(7, 15, 23, 31))
+
+Shapes = dict[str, torch.Size]
 
 
 def _random(key: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
@@ -62,10 +68,32 @@ def _llm_config(dims: dict[str, int]) -> dict:
     }
 
 
-def write(folder: Path, size: str, dtype: torch.dtype) -> Path:
+def write_random(tensors: Shapes, dtype: torch.dtype, path: Path) -> None:
+    tiny_checkpoint.save({name: _random(name, shape, dtype) for name, shape in tensors.items()}, path)
+
+
+def write_holes(tensors: Shapes, dtype: torch.dtype, path: Path) -> None:
+    """Zeros that take no place on the disk."""
+    header, end = {}, 0
+    for name, shape in tensors.items():
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": STORED[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    raw = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + end)
+
+
+def write(
+    folder: Path,
+    size: str,
+    dtype: torch.dtype,
+    vision: VisionConfig = VISION,
+    save: Callable[[Shapes, torch.dtype, Path], None] = write_random,
+) -> Path:
     """Writes the layout into `folder` unless it is there; returns the transformer's file."""
     dims = DIMS[size]
-    vision = VisionConfig(**{**vars(VISION), "out_hidden": dims["hidden"]})
+    vision = replace(vision, out_hidden=dims["hidden"])
     model, encoder = folder / "Lance_3B", folder / "Qwen2.5-VL-ViT"
     if (model / "model.safetensors").exists():  # the last to be written
         return model / "model.safetensors"
@@ -80,9 +108,17 @@ def write(folder: Path, size: str, dtype: torch.dtype) -> Path:
     model.mkdir(parents=True, exist_ok=True)
     encoder.mkdir(exist_ok=True)
     (model / "llm_config.json").write_text(json.dumps(_llm_config(dims), indent=2))
-    settings = {**tiny_checkpoint.VIT_CONFIG, "out_hidden_size": dims["hidden"]}
+    settings = {
+        **tiny_checkpoint.VIT_CONFIG,
+        "depth": vision.layers,
+        "hidden_size": vision.hidden,
+        "intermediate_size": vision.inner,
+        "num_heads": vision.heads,
+        "out_hidden_size": vision.out_hidden,
+        "fullatt_block_indexes": vision.full_attention,
+    }
     (encoder / "config.json").write_text(json.dumps(settings, indent=2))
     tiny_checkpoint.save(tiny_checkpoint.vae_state_dict(), folder / "Wan2.2_VAE.safetensors")
     for path, named in ((encoder / "vit.safetensors", seen), (model / "model.safetensors", shapes)):
-        tiny_checkpoint.save({name: _random(name, shape, dtype) for name, shape in named.items()}, path)
+        save(named, dtype, path)
     return model / "model.safetensors"
