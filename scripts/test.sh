@@ -11,5 +11,9 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u
         echo "Chromium could not be installed; the browser tests will be skipped."
 fi
 
-[ $# -gt 0 ] || "$LANCE_PYTHON" -m ruff check .
+if [ $# = 0 ]; then
+    "$LANCE_PYTHON" -m ruff check .
+    "$LANCE_PYTHON" -m ruff format --check --quiet . || fail "Run \`ruff format\` first."
+    set -- -n 2 --dist loadfile # models this small use one core
+fi
 PYTHONPATH="$COMFYUI_PATH${PYTHONPATH:+:$PYTHONPATH}" exec "$LANCE_PYTHON" -m pytest "$@"
