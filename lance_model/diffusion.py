@@ -32,7 +32,15 @@ UNREAD = {
     "control": "ControlNets. Take the node out",
     "gligen": "GLIGEN's boxes. Set areas or masks on prompts",
     "guidance": "a guidance in the prompt. Take the node out and set CFG in the sampler",
-}
+    "concat_image": "a picture beside the noise. Use Lance Encode Image Edit",
+    **dict.fromkeys(
+        ("context_latents", "control_video", "face_video_pixels", "lq_latent", "pose_video_latent", "reference_motion",
+         "reference_latents_text_embeds", "stable_cascade_prior", "time_dim_replace", "vace_frames"),
+        "pictures that are encoded for another model. Use Lance Encode Image Edit, Lance Encode References or Lance "
+        "Image to Video",
+    ),
+    **dict.fromkeys(("audio_embed", "reference_audio_timbre_latents"), "sound. Take the node out"),
+}  # fmt: skip
 
 
 class Branches(comfy.conds.CONDRegular):
@@ -76,12 +84,25 @@ class Lance(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs) -> dict:
         noise = kwargs["noise"]
+        self._check_latent(tuple(noise.shape))
         together = kwargs.get(patches.TOGETHER, False) or noise[:, :1].numel() <= ONE_PASS
         out = {"sequences": Branches((self._sequence(kwargs),), together)}
         mask = kwargs.get("denoise_mask")
         if mask is not None:
             out["denoise_mask"] = comfy.conds.CONDNoiseShape(mask[:, :1])
         return out
+
+    def _check_latent(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 5:  # ComfyUI packs video and sound into one row
+            raise ValueError(
+                "Lance samples the latent of a picture or a clip, but this one is another model's, with sound or "
+                "several parts. Use Empty Lance Latent."
+            )
+        if 0 in shape:
+            raise ValueError(
+                f"There is nothing in this latent: it is {_size(shape[2:])}. A node before the sampler has cut all of "
+                "it away."
+            )
 
     def _sequence(self, conditioning: dict) -> Sequence:
         sequence, embeddings = conditioning.get(CONDITIONING), conditioning.get("cross_attn")

@@ -59,6 +59,9 @@ def check(options: dict, layers: int) -> None:
             f"A node patches the model in a place that other models have and Lance does not ({min(foreign)}). "
             "Take it out."
         )
+    scaled = options.get("rope_options", {}).items()
+    if any(value != float(name.startswith("scale")) for name, value in scaled):
+        raise ValueError("Lance's positions cannot be scaled or shifted. Take ScaleROPE out.")
     blocks = _replacements(options, "dit")
     if blocks and not any(("double_block", i) in blocks for i in range(layers)):
         raise ValueError(
