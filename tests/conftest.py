@@ -36,6 +36,14 @@ _import_plugin()
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 
+@pytest.fixture(autouse=True)
+def no_remembered_choices():
+    """ComfyUI remembers in which format it adds LoRAs, also what it chose while a test told it of another card."""
+    import comfy.model_management  # once its settings are made
+
+    comfy.model_management.LORA_COMPUTE_DTYPES.clear()
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """The tiny seeded checkpoint in the official layout."""
