@@ -150,7 +150,10 @@ class Lance(comfy.model_base.BaseModel):
                 "MODEL has split the batch. Take that node out, or set CFG to 1."
             )
         edits = any(s.label == Label.SOURCE for sequence in sequences for s in sequence.segments)
-        if edits and "context_window" in transformer_options:
+        window = transformer_options.get("context_window")
+        if window is not None and window.dim == 1:
+            raise ValueError("Context windows cannot go along a latent's channels. Set dim to 2, its frames.")
+        if edits and window is not None:
             raise ValueError(
                 "Context windows do not work on edits, which see their source whole. Take the node out, and edit "
                 "a long clip in parts."

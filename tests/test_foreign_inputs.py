@@ -6,6 +6,7 @@ import comfy.nested_tensor
 import node_helpers
 import pytest
 import torch
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfyui_lance.lance_model import language
 
 import nodes
@@ -53,4 +54,11 @@ def test_scaled_positions_are_said(lance, pair):
     ksample(model, NOISE, pair)
     model.set_model_rope_options(scale_x=1.5, shift_x=0.0, scale_y=1.0, shift_y=0.0, scale_t=1.0, shift_t=0.0)
     with pytest.raises(ValueError, match="ScaleROPE"):
+        ksample(model, NOISE, pair)
+
+
+def test_context_windows_along_channels_are_said(lance, pair):
+    settings = {"context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "dim": 1, "freenoise": False}
+    model = ContextWindowsManualNode.execute(lance[0], 16, 4, "standard_static", **settings).result[0]
+    with pytest.raises(ValueError, match="Set dim to 2"):
         ksample(model, NOISE, pair)

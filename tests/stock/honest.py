@@ -13,8 +13,8 @@ SHAPES = ("circle", "square", "star", "heart")
 PLACES = ("", " on the left", " on the right", " at the top", " in the centre")
 PATCHES = (
     "APG", "CFGNorm", "CFGOverride", "CFGZeroStar", "DifferentialDiffusion", "EasyCache", "Epsilon Scaling", "FreSca",
-    "LanceGuidance", "LazyCache", "LoraLoaderModelOnly", "Mahiro", "ModelComputeDtype", "ModelSamplingAuraFlow",
-    "ModelSamplingSD3", "NAGuidance", "PerturbedAttentionGuidance", "RenormCFG", "RescaleCFG",
+    "LanceGuidance", "LoraLoaderModelOnly", "Mahiro", "ModelComputeDtype", "ModelSamplingAuraFlow",
+    "ModelSamplingSD3", "NAGuidance", "PerturbedAttentionGuidance", "RescaleCFG",
     "SkipLayerGuidanceDiTSimple", "SkipLayerGuidanceSD3", "TCFG",
 )  # fmt: skip
 FOR_CLIPS = ("WanContextWindowsManual", "LTXVContextWindows")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 ENCODES = "asks the CLIP for the tokens of text encoders that Lance has not"
 FITS = "makes a latent in another model's space, into which Lance's does not fit"
+SHAPES = "works with shapes in space"
 SOUND = "works with sound"
 PARTS = "calls a part of another model"
 
-# Fail inside ComfyUI's own code, for these reasons.
+# Fail inside ComfyUI's own code, for these reasons, in one of the versions that were tried.
 OTHER_MODELS = {
     "CLIPTextEncodeFlux": ENCODES,
     "CLIPTextEncodeHiDream": ENCODES,
@@ -33,9 +34,13 @@ OTHER_MODELS = {
     "SAM3_Detect": PARTS,
     "SAM3_VideoTrack": PARTS,
     "StableCascade_StageC_VAEEncode": "encodes at Stable Cascade's sizes",
+    "Trellis2TextureStage": SHAPES,
+    "Trellis2UpsampleStage": SHAPES,
     "TripoSplatSamplingPreview": PARTS,
     "VAEDecodeTripoSplat": PARTS,
     "VAEEncodeAudio": SOUND,
+    "VaeDecodeShapeTrellis": SHAPES,
+    "VaeDecodeStructureTrellis2": SHAPES,
     "WanCameraImageToVideo": FITS,
     "WanFunControlToVideo": FITS,
     "WanPhantomSubjectToVideo": FITS,
@@ -127,15 +132,17 @@ REMARKS = {
     "CLIPTextEncodeLumina2": "sends Lumina's own system prompt along as text",
     "CLIPTextEncodePixArtAlpha": PLAIN,
     "CLIPTextEncodeSDXLRefiner": PLAIN,
+    "EasyCache": "not together with LazyCache",
     "LatentBlend": "both latents have to be of one size",
     "LatentComposite": AXES,
     "LatentFlip": AXES,
     "LatentRotate": AXES,
     "LatentUpscale": DOUBLE,
+    "LazyCache": "not together with EasyCache",
     "MiniMaxH3SigmaShift": "sets the flow shift; ModelSamplingSD3 says so plainly",
     "ModelMergeAdd": "adds the second one's weights, which is for differences",
     "ModelMergeSubtract": "subtracts the second one's weights, which is for differences",
-    "SAM3_Detect": "without a prompt it finds nothing",
+    "RenormCFG": "one picture at a time: it fails on a batch",
     "TemporalScoreRescaling": "one picture at a time: it fails on a batch",
     "TextEncodeAceStepAudio": PLAIN,
     "TextEncodeAceStepAudio1.5": PLAIN,
