@@ -67,6 +67,21 @@ def lance(tiny):
     return loading.load(tiny / "Lance_3B" / "model.safetensors")
 
 
+@pytest.fixture()
+def noise() -> torch.Tensor:
+    """Of a small picture."""
+    return torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture()
+def pair(lance):
+    """Positive and negative CONDITIONING of a prompt."""
+    from comfyui_lance.lance_model import language
+    from sampling import PROMPT
+
+    return language.encode_pair(lance[1], PROMPT)
+
+
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory):
     """(MODEL, CLIP, VAE) of the demonstration model."""

@@ -9,6 +9,8 @@ import comfy.sample
 import comfy.samplers
 import torch
 
+PROMPT = "A red fox sleeps under a birch tree in the snow."
+
 
 @dataclass
 class Probe:

@@ -17,22 +17,10 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 from comfy_extras.nodes_tomesd import TomePatchModel
 from comfyui_lance.lance_model import diffusion, language, media
 from comfyui_lance.lance_model.sequence import Label
-from sampling import sample, schedule
+from sampling import PROMPT, sample, schedule
 from test_sampling import ksample, relative
 
 import nodes
-
-PROMPT = "A red fox sleeps under a birch tree in the snow."
-
-
-@pytest.fixture()
-def noise() -> torch.Tensor:
-    return torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture()
-def pair(lance):
-    return language.encode_pair(lance[1], PROMPT)
 
 
 def branches(model) -> tuple[object, list]:

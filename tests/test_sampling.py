@@ -17,7 +17,7 @@ from comfyui_lance.lance_model.sequence import Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
 from parity_case import load_case
-from sampling import Probe, sample, schedule
+from sampling import PROMPT, Probe, sample, schedule
 
 from nodes import (
     CLIPTextEncode,
@@ -27,18 +27,6 @@ from nodes import (
     ConditioningSetArea,
     ConditioningZeroOut,
 )
-
-PROMPT = "A red fox sleeps under a birch tree in the snow."
-
-
-@pytest.fixture()
-def noise() -> torch.Tensor:
-    return torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture()
-def pair(lance):
-    return language.encode_pair(lance[1], PROMPT)
 
 
 @pytest.fixture()
