@@ -1,6 +1,6 @@
 """What ComfyUI's step caches skip, and what that costs, on the demonstration model.
 
-    source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/caches.py [--count 30]
+    bash scripts/benchmark.sh caches [--count 30]
 
 The same prompts and noise with and without each cache: passes of the transformer, time, how far the pictures are from
 those of the full run (PSNR), and the share that is as asked.
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy
 import torch
 from comfy.cli_args import args as comfy_args
-from run import import_plugin
 
 THRESHOLDS = (0.1, 0.2, 0.4)
 
@@ -28,14 +27,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30, help="prompts")
     options = parser.parse_args()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
-    import_plugin()
     import comfy.utils
     from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    import judge
-    import world
     from comfyui_lance.lance_model import loading, nano
+    from comfyui_lance.training import judge, world
 
     passes = 0
 

@@ -1,7 +1,6 @@
 """All that only a card can settle, in one command, on random weights of Lance's own size (made once, 14 GB):
 
-    source scripts/host.sh
-    PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/card.py [--only servers,attention] [--out FILE.md]
+    bash scripts/benchmark.sh card [--only servers,attention] [--out FILE.md]
 
 - servers: workflows through ComfyUI's own main.py, with dynamic VRAM and without, with less memory, without streams
 - attention: flash beside cuDNN at Lance's sizes
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import torch
 from comfy.cli_args import args as comfy_args
-from run import REPOSITORY, import_plugin
+from run import REPOSITORY
 
 WORKFLOWS = ("text_to_image", "image_edit", "text_to_video", "video_question")
 # Queries × keys of a picture, an edit, a clip and a clip's edit; 16 query heads over 2 key heads of 128.
@@ -44,7 +43,6 @@ def main() -> None:
     options.card = torch.cuda.is_available()
     options.size = options.size or ("3b" if options.card else "tiny")
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not options.card, True
-    import_plugin()
     chosen = options.only.split(",") if options.only else list(SECTIONS)
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
@@ -70,9 +68,8 @@ def layout(options) -> Path:
 
 
 def servers(options):
-    from comfy_server import ComfyServer
-
-    import workflows
+    from comfyui_lance.dev.host import workflows
+    from comfyui_lance.dev.host.server import ComfyServer
 
     settings = {"as it starts": (), "--disable-dynamic-vram": ("--disable-dynamic-vram",)}
     settings |= {"--disable-async-offload": ("--disable-async-offload",)}

@@ -2,7 +2,7 @@
 
     python benchmarks/counts.py
 
-The weights are files of holes and the card is a pretend one (`scripts/pretend.py`), so it takes a minute and little
+The weights are files of holes and the card is a pretend one (`dev/host/pretend.py`), so it takes a minute and little
 memory.
 """
 
@@ -60,8 +60,8 @@ def steps(load: Load, path: Path) -> Iterator[tuple[str, object]]:
     """Counts of a sampling step with both branches and with one."""
     import comfy.sample
     import comfy.samplers
-    import pretend
     from comfy.model_management import VRAMState
+    from comfyui_lance.dev.host import pretend
     from comfyui_lance.lance_model import language, loading
 
     vram = VRAMState.NO_VRAM if load.offloaded else VRAMState.NORMAL_VRAM
@@ -90,7 +90,7 @@ def steps(load: Load, path: Path) -> Iterator[tuple[str, object]]:
 
 def words(path: Path) -> Iterator[tuple[str, object]]:
     """Counts of the vision encoder for a picture and a clip, and of a token, greedy and drawn."""
-    import pretend
+    from comfyui_lance.dev.host import pretend
     from comfyui_lance.lance_model import language, loading
 
     with pretend.comfyui(memory=80 * 2**30, numbers=False) as on:
@@ -140,9 +140,6 @@ def forget() -> None:
 
 def main() -> None:
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = True, True
-    import run
-
-    run.import_plugin()
     print("| what | launches | of them attention | waits | MB to the card | MB from it |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,6 @@
 """Every task in the number formats that ComfyUI chooses on cards: distances from the reference, shares of right ones.
 
-    source scripts/host.sh
-    PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/formats.py [--count 50] [--formats bf16,fp8] [--cases t2i]
+    bash scripts/benchmark.sh formats [--count 50] [--formats bf16,fp8] [--cases t2i]
 
 Distances are ‖ours - its‖ / ‖its‖ over the parity cases, on the tiny seeded checkpoint: of the first velocities, of the
 latents after all steps, and of an answer's best logits. Shares are of the demonstration model's prompts.
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 from comfy.cli_args import args as comfy_args
-from run import REPOSITORY, import_plugin
+from run import REPOSITORY
 
 
 def arguments() -> argparse.Namespace:
@@ -37,17 +36,15 @@ def chosen(names, words: str) -> list[str]:
 def main() -> None:
     options = arguments()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = True, True
-    import_plugin()
     sys.path.append(str(REPOSITORY / "tests"))
     torch.set_num_threads(1)
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    import judge
-    import number_formats
     import parity_case
-    import tiny_checkpoint
+    from comfyui_lance.dev.host import number_formats, tiny_checkpoint
     from comfyui_lance.lance_model import loading, nano
+    from comfyui_lance.training import judge
 
     cases = chosen([*parity_case.CASES, *parity_case.ANSWERS], options.cases)
     tasks = list(judge.TASKS) if options.count else []

@@ -1,6 +1,6 @@
 """Load Lance beside a raw read of its file, each from a cold file.
 
-    source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/loading.py [--size tiny|300m|3b]
+    bash scripts/benchmark.sh loading [--size tiny|300m|3b]
 
 The weights are the benchmarks' random ones, made where there are none. Where ComfyUI has dynamic VRAM the file is
 mapped and read at the first use, by ComfyUI's own way to the card; elsewhere it is read at once, and the first use is
@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from comfy.cli_args import args as comfy_args
 from meter import forget_peak, peak
-from run import import_plugin
 
 BLOCK = 1 << 24
 PAGE = 4096
@@ -63,7 +62,6 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lance-benchmarks", help="for weights")
     options = parser.parse_args()
     comfy_args.cpu = not cuda
-    import_plugin()
     import comfy.model_management as management
     import weights
     from comfyui_lance.lance_model import loading

@@ -1,7 +1,6 @@
 """Judges the demonstration model over many prompts a task, as it is and with parts of Lance taken away.
 
-    source scripts/host.sh
-    PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/nano.py [--count 100] [--ablations 40]
+    bash scripts/benchmark.sh nano [--count 100] [--ablations 40]
 
 `--model` names another packed model, such as one in training.
 """
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import torch
 from comfy.cli_args import args as comfy_args
-from run import import_plugin
 
 AS_IT_IS, EXPERT = "as it is", "_moe_gen"
 
@@ -58,12 +56,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a packed model; default: the one that comes with the plugin")
     options = parser.parse_args()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
-    import_plugin()
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    import judge
     from comfyui_lance.lance_model import loading, nano, positions
+    from comfyui_lance.training import judge
 
     if options.model is not None:
         nano.PACKED = options.model

@@ -9,8 +9,6 @@ interpreter that has transformers 4.49.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from pathlib import Path
 
 import torch
@@ -44,22 +42,10 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def import_plugin() -> None:
-    """As tests/conftest.py does it: the plugin's folder may have any name."""
-    spec = importlib.util.spec_from_file_location(
-        "comfyui_lance", REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
-    )
-    module = sys.modules["comfyui_lance"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.append(str(REPOSITORY / "scripts"))
-
-
 def main() -> None:
     options = arguments()
     # ComfyUI looks at these, and at the device, when its modules are imported.
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = options.device == "cpu", True
-    import_plugin()
-
     import measure
 
     measure.run(options)

@@ -1,7 +1,6 @@
 """Tokens a second of an answer, with the weights held for the answer and module by module, in turns.
 
-    source scripts/host.sh
-    PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" benchmarks/tokens.py [--size tiny|300m|3b] [--device auto|cpu|cuda]
+    bash scripts/benchmark.sh tokens [--size tiny|300m|3b] [--device auto|cpu|cuda]
 
 Random weights; of the whole path only the experts' layers, which is where the time goes.
 """
@@ -13,7 +12,6 @@ import time
 
 import torch
 from comfy.cli_args import args as comfy_args
-from run import import_plugin
 
 KNOWN, TOKENS, ROUNDS = 200, 20, 3
 FORMATS = {
@@ -43,7 +41,6 @@ def main() -> None:
     options = parser.parse_args()
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     comfy_args.cpu = not cuda
-    import_plugin()
     torch.set_num_threads(1)
     import comfy.ops
     import weights

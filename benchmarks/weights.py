@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import tiny_checkpoint
 import torch
+from comfyui_lance.dev.host import tiny_checkpoint
 from comfyui_lance.lance_model.config import VisionConfig
 from comfyui_lance.lance_model.language import LanceLanguage
 from comfyui_lance.lance_model.transformer import LanceTransformer

@@ -1,7 +1,7 @@
 """The demonstration model that comes with the plugin: a Lance of 3 M numbers, trained on pictures of coloured shapes.
 
 It is stored small: of the vocabulary only the rows that it uses, and its autoencoder without the channels that are
-zero. `checkpoint` makes it a file that loads like any Lance. `scripts/train_nano.py` trains it from nothing.
+zero. `checkpoint` makes it a file that loads like any Lance. `training/` trains it from nothing.
 """
 
 from __future__ import annotations

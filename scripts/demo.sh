@@ -3,5 +3,5 @@
 #
 #   bash scripts/demo.sh [--out DIR] [--weights DIR] [--serve]
 set -euo pipefail
-source "$(dirname "$0")/host.sh"
-exec "$LANCE_PYTHON" "$repository/scripts/demo.py" "$@"
+source "$(dirname "$0")/../dev/host/host.sh"
+exec "$LANCE_PYTHON" -m comfyui_lance.dev.demo "$@"

@@ -3,9 +3,8 @@
 #
 #   bash scripts/endurance.sh [--jobs N] [--only WORDS]
 set -euo pipefail
-source "$(dirname "$0")/host.sh"
+source "$(dirname "$0")/../dev/host/host.sh"
 cd "$repository"
 find_test_tools
-export PYTHONPATH="$COMFYUI_PATH:$repository/tests${PYTHONPATH:+:$PYTHONPATH}"
-"$LANCE_PYTHON" scripts/endurance.py "$@"
+"$LANCE_PYTHON" -m comfyui_lance.dev.endurance "$@"
 LANCE_FUZZ_CASES=${LANCE_FUZZ_CASES:-10000} exec "$LANCE_PYTHON" -m pytest -q tests/test_fuzz.py -k header

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests in a real ComfyUI, which it sets up by itself. Arguments go to pytest: `bash scripts/test.sh -k parity`.
 set -euo pipefail
-source "$(dirname "$0")/host.sh"
+source "$(dirname "$0")/../dev/host/host.sh"
 cd "$repository"
 find_test_tools
 
@@ -16,4 +16,4 @@ if [ $# = 0 ]; then
     "$LANCE_PYTHON" -m ruff format --check --quiet . || fail "Run \`ruff format\` first."
     set -- -n 2 --dist loadfile # models this small use one core
 fi
-PYTHONPATH="$COMFYUI_PATH${PYTHONPATH:+:$PYTHONPATH}" exec "$LANCE_PYTHON" -m pytest "$@"
+exec "$LANCE_PYTHON" -m pytest "$@"

@@ -5,5 +5,5 @@
 #
 # The result is DIR/nano.safetensors; as lance_model/nano.safetensors it is the plugin's demonstration model.
 set -euo pipefail
-source "$(dirname "$0")/host.sh"
-PYTHONPATH="$COMFYUI_PATH${PYTHONPATH:+:$PYTHONPATH}" exec "$LANCE_PYTHON" "$repository/scripts/train_nano.py" "$@"
+source "$(dirname "$0")/../dev/host/host.sh"
+exec "$LANCE_PYTHON" -m comfyui_lance.training "$@"

@@ -1,6 +1,5 @@
 """The real ComfyUI, in this process: its folder comes from PYTHONPATH, as `scripts/test.sh` sets it."""
 
-import importlib.util
 import os
 import signal
 import sys
@@ -9,31 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from comfy.cli_args import args
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-# `python -m pytest` puts the repository first, whose folder `nodes` would hide ComfyUI's module.
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != REPOSITORY]
+from comfyui_lance import REPOSITORY
 
 args.cpu = not torch.cuda.is_available()
 args.use_pytorch_cross_attention = True
 torch.set_num_threads(1)  # tiny layers gain nothing from threads, and wait long for them on a busy machine
 
-PACKAGE = "comfyui_lance"  # the plugin's folder may have any name, so it is imported under this one
-
-
-def _import_plugin() -> None:
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
-
-
 # A terminated run leaves its fixtures properly, which stops their server.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-_import_plugin()
-sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +29,7 @@ def no_remembered_choices():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """The tiny seeded checkpoint in the official layout."""
-    import tiny_checkpoint
+    from comfyui_lance.dev.host import tiny_checkpoint
 
     out = tmp_path_factory.mktemp("tiny")
     tiny_checkpoint.write(out)
@@ -93,7 +75,7 @@ def nano(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server():
     """A running ComfyUI with the plugin and the tiny checkpoint."""
-    from comfy_server import ComfyServer, tiny_weights
+    from comfyui_lance.dev.host.server import ComfyServer, tiny_weights
 
     with ComfyServer(tiny_weights()) as server:
         yield server

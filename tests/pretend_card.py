@@ -11,10 +11,11 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import folder_paths
-import pretend
 import pytest
 import torch
 from comfy.model_management import VRAMState
+from comfyui_lance.dev.host import pretend
+from comfyui_lance.dev.host.pretend import Count
 from comfyui_lance.lance_model import generation, language, loading
 from comfyui_lance.lance_model.media import see
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
@@ -25,7 +26,6 @@ from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
 from comfyui_lance.nodes.latent import EmptyLanceLatent
 from comfyui_lance.nodes.loader import FOLDER, NANO, LoadLance
 from comfyui_lance.nodes.reference import LanceEncodeReferences
-from pretend import Count
 from test_answers import OFF, QUESTION, node
 from test_media import clip_of, picture
 

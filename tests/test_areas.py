@@ -7,12 +7,12 @@ import comfy.samplers
 import numpy as np
 import pytest
 import torch
-import world
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_video_model import ConditioningSetAreaPercentageVideo
 from comfyui_lance.lance_model import language, regions
 from comfyui_lance.nodes.latent import EmptyLanceLatent
+from comfyui_lance.training import world
 from sampling import Probe, sample, schedule
 from test_sampling import edit, ksample, relative
 

@@ -6,11 +6,10 @@ import json
 import urllib.request
 
 import pytest
-
-import workflows
+from comfyui_lance.dev.host import workflows
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-import browser  # noqa: E402
+from comfyui_lance.dev.host import browser  # noqa: E402
 
 pytestmark = pytest.mark.skipif(browser.find_chromium() is None, reason="no Chromium or Chrome on the path")
 

@@ -5,11 +5,10 @@ import random
 
 import comfy.patcher_extension
 import comfy.samplers
-import judge
 import pytest
 import torch
-import world
 from comfyui_lance.lance_model import language
+from comfyui_lance.training import judge, world
 from sampling import sample, schedule
 
 from nodes import ConditioningCombine, ConditioningSetMask, ConditioningSetTimestepRange, VAEDecode, common_ksampler

@@ -10,8 +10,8 @@ import sys
 from math import prod
 from pathlib import Path
 
-import convert
 import pytest
+from comfyui_lance.scripts import convert
 from safetensors import safe_open
 
 LIMIT = 300 << 20  # bytes, beside the 0.2 GB of Python and torch on a CPU

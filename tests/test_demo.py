@@ -8,11 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import demo
 import numpy as np
 import pytest
-
-import workflows
+from comfyui_lance.dev import demo
+from comfyui_lance.dev.host import workflows
 
 RATE, TONE = 44100, 440.0  # Hz
 

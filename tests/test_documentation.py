@@ -127,7 +127,7 @@ def test_the_chart_shows_the_figures(monkeypatch):
 
 def test_the_page_speaks_chinese(server):
     pytest.importorskip("playwright", reason="playwright is not installed")
-    import browser
+    from comfyui_lance.dev.host import browser
 
     if browser.find_chromium() is None:
         pytest.skip("no Chromium or Chrome on the path")

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import endurance
 import pytest
 import torch
+from comfyui_lance.dev.endurance import jobs
+from comfyui_lance.dev.endurance.checks import checks
 from comfyui_lance.lance_model import loading
 
 
 @pytest.fixture(scope="module")
 def sturdy():
     """A server of its own, as it is killed and runs out of memory."""
-    with endurance.server() as server:
-        endurance.prepare(server)
+    with jobs.server() as server:
+        jobs.prepare(server)
         yield server
 
 
-@pytest.mark.parametrize("name", endurance.checks(jobs=12))
+@pytest.mark.parametrize("name", checks(jobs=12))
 def test_the_server_survives(sturdy, name):
-    endurance.checks(jobs=12)[name](sturdy)
+    checks(jobs=12)[name](sturdy)
 
 
 def test_loaders_side_by_side(tiny):

@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 
 import comfy.sd
-import convert
 import pytest
-import tiny_checkpoint
 import torch
 from comfy.quant_ops import QuantizedTensor
+from comfyui_lance.dev.host import tiny_checkpoint
+from comfyui_lance.dev.host.number_formats import native, quantise
 from comfyui_lance.lance_model import language, loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError
-from number_formats import native, quantise
+from comfyui_lance.scripts import convert
 from parity_case import relative
 from safetensors.torch import load_file, save_file
 from sampling import Probe, sample, schedule

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import tiny_checkpoint
+from comfyui_lance.dev.host import tiny_checkpoint
 from comfyui_lance.lance_model import loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError, read_header
 from comfyui_lance.lance_model.language import LanceTokenizer
@@ -25,9 +25,9 @@ from comfyui_lance.lance_model.sequence import CONDITIONING, IM_START, VIDEO_PAD
 
 pytest.importorskip("hypothesis", reason="needs `pip install hypothesis`")
 
-import endurance  # noqa: E402
-from endurance import CLIP, VAE, loader, node  # noqa: E402
-from endurance import MODEL as MODEL_LINK  # noqa: E402
+from comfyui_lance.dev.endurance import jobs as endurance  # noqa: E402
+from comfyui_lance.dev.endurance.jobs import CLIP, VAE, loader, node  # noqa: E402
+from comfyui_lance.dev.endurance.jobs import MODEL as MODEL_LINK  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 

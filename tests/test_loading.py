@@ -19,8 +19,8 @@ import comfy.utils
 import folder_paths
 import psutil
 import pytest
-import tiny_checkpoint
 import torch
+from comfyui_lance.dev.host import tiny_checkpoint
 from comfyui_lance.lance_model import language, loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError, assign, read_header, transformer_prefix
 from comfyui_lance.lance_model.config import TransformerConfig, VisionConfig

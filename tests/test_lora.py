@@ -6,10 +6,10 @@ from pathlib import Path
 
 import comfy.hooks
 import comfy.sd
-import convert
 import pytest
 import torch
 from comfyui_lance.lance_model import language
+from comfyui_lance.scripts import convert
 from safetensors.torch import load_file, save_file
 from sampling import sample, schedule
 

@@ -8,17 +8,14 @@ import subprocess
 import sys
 
 import comfy.utils
-import judge
-import nano_autoencoder
 import numpy as np
 import pytest
 import torch
-import train_nano
-import world
 from comfyui_lance.lance_model import language
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.nodes.loader import NANO, LoadLance
+from comfyui_lance.training import autoencoder, judge, train, world
 from safetensors import safe_open
 
 PROMPTS = 10
@@ -49,7 +46,7 @@ def test_the_judge_finds_faults():
 
 
 def test_wide_channels_change_nothing():
-    model = nano_autoencoder.NarrowTAEHV().eval()
+    model = autoencoder.NarrowTAEHV().eval()
     with safe_open(packed.PACKED, "pt") as file:
         weights = {
             name.removeprefix(packed.VAE): file.get_tensor(name).float()
@@ -57,7 +54,7 @@ def test_wide_channels_change_nothing():
             if name.startswith(packed.VAE)
         }
     model.load_state_dict(weights, strict=False)
-    wide = nano_autoencoder.TAEHV(48, parallel=True)
+    wide = autoencoder.TAEHV(48, parallel=True)
     wide.load_state_dict(packed.widen(weights))
     clip = torch.rand(1, 3, 5, 32, 32)
     with torch.no_grad():
@@ -69,9 +66,7 @@ def test_wide_channels_change_nothing():
 def test_what_is_sampled_is_what_was_trained_on(nano):
     model, _, vae = nano
     scene = world.single(random.Random(4))
-    trained = train_nano.read_autoencoder(packed.PACKED).latents(
-        nano_autoencoder.pixels([world.render(scene)])[:, :, None]
-    )
+    trained = train.read_autoencoder(packed.PACKED).latents(autoencoder.pixels([world.render(scene)])[:, :, None])
     sampled = model.model.process_latent_in(vae.encode(judge.image(scene)))
     torch.testing.assert_close(sampled, trained.detach(), atol=1e-3, rtol=1e-3)
 
@@ -80,10 +75,10 @@ def test_what_is_packed_can_be_trained_on(tmp_path):
     with safe_open(packed.PACKED, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}
     rows = stored[packed.ROWS].tolist()
-    trainee = train_nano.Trainee(rows, language.LanceTokenizer())
-    train_nano.read_packed(packed.PACKED, trainee, rows)
-    vae = train_nano.read_autoencoder(packed.PACKED).fold()
-    train_nano.pack(tmp_path / "again.safetensors", dict(trainee.named_parameters()), vae, rows)
+    trainee = train.Trainee(rows, language.LanceTokenizer())
+    train.read_packed(packed.PACKED, trainee, rows)
+    vae = train.read_autoencoder(packed.PACKED).fold()
+    train.pack(tmp_path / "again.safetensors", dict(trainee.named_parameters()), vae, rows)
     with safe_open(tmp_path / "again.safetensors", "pt") as file:
         assert set(file.keys()) == stored.keys()
         for name, weight in stored.items():
@@ -92,7 +87,7 @@ def test_what_is_packed_can_be_trained_on(tmp_path):
 
 def test_it_can_be_trained_from_nothing_in_two_processes(tmp_path):
     steps = ["--autoencoder-steps", "4", "--vision-steps", "2", "--edits", "16", "--steps"]
-    command = [sys.executable, train_nano.__file__, "--out", tmp_path, "--processes", "2", *steps]
+    command = [sys.executable, "-m", "comfyui_lance.training", "--out", tmp_path, "--processes", "2", *steps]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for count in ("1", "2"):  # the second goes on from the first
         subprocess.run([*command, count], check=True, env=environment, timeout=600)

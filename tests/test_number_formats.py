@@ -4,13 +4,13 @@
 """
 
 import comfy.utils
-import judge
-import number_formats
 import pytest
 import torch
+from comfyui_lance.dev.host import number_formats
+from comfyui_lance.dev.host.number_formats import FORMATS
 from comfyui_lance.lance_model import loading
 from comfyui_lance.lance_model import nano as packed
-from number_formats import FORMATS
+from comfyui_lance.training import judge
 from parity_case import ANSWERS, CASES, distances, load_case
 
 BF16, FP32 = torch.bfloat16, torch.float32

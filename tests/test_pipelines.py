@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-import endurance
 import numpy as np
 import pytest
-from endurance import picture, question
+from comfyui_lance.dev.endurance import jobs as endurance
+from comfyui_lance.dev.endurance.jobs import picture, question
 from PIL import Image
 from proxy import Proxy
 

@@ -3,11 +3,10 @@
 import random
 
 import comfy.samplers
-import judge
 import pytest
 import torch
-import world
 from comfyui_lance.lance_model import language
+from comfyui_lance.training import judge, world
 
 from nodes import VAEDecode, common_ksampler
 

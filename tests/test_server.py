@@ -14,12 +14,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from comfy_server import ComfyServer
+from comfyui_lance.dev.host import workflows
+from comfyui_lance.dev.host.server import ComfyServer
+from comfyui_lance.dev.host.watching import Run, watch
 from interface import inputs
 from safetensors.torch import save_file
-from watching import Run, watch
-
-import workflows
 
 NODES = {
     "EmptyLanceLatent",

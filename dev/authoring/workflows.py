@@ -1,8 +1,8 @@
 """Saves the shipped workflows with the real frontend; for developers:
 
-    source scripts/host.sh && "$LANCE_PYTHON" scripts/save_workflows.py [NAME …] [--screenshots DIR]
+    bash scripts/draw.sh workflows [NAME …] [--screenshots DIR]
 
-Runs ComfyUI, builds each graph of `workflow_definitions.py` in its page in Chromium, runs it on the demonstration
+Runs ComfyUI, builds each graph of `definitions.py` in its page in Chromium, runs it on the demonstration
 model, and writes
 
     workflows/NAME.json    as the page's menu Export saves it
@@ -21,14 +21,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import workflow_definitions
-from browser import open_page
-from comfy_server import ComfyServer
 from PIL import Image
 from playwright.sync_api import Page
-from title_card import frames, title_card
 
-import workflows
+from ..host import workflows as shipped
+from ..host.browser import open_page
+from ..host.server import ComfyServer
+from . import definitions
+from .cards import frames, title_card
 
 BUILD_GRAPH = Path(__file__).with_name("build_graph.js").read_text()
 EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "extra": {}}
@@ -68,7 +68,7 @@ def open_workflow(page: Page, workflow: dict, name: str) -> None:
 
 def draw(page: Page, definition: Callable) -> tuple[str, str]:
     """(workflow, API prompt) as the frontend saves them, after opening what it saved once."""
-    graph, name = workflow_definitions.Graph(), definition.__name__
+    graph, name = definitions.Graph(), definition.__name__
     definition(graph)
     open_workflow(page, EMPTY | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}, name)
     page.evaluate(BUILD_GRAPH, {"columns": [asdict(column) for column in graph.columns], **LAYOUT})
@@ -105,9 +105,9 @@ def screenshot(page: Page, folder: Path, name: str) -> None:
 
 def preview(server: ComfyServer, name: str) -> Image.Image:
     """A card with what the workflow looks at and what it makes."""
-    prompt = workflows.load(name)
+    prompt = shipped.load(name)
     values = {str(value) for node in prompt.values() for value in node["inputs"].values()}
-    given = [path for path in sorted(workflows.INPUTS.rglob("*.*")) if {path.name, path.parent.name} & values]
+    given = [path for path in sorted(shipped.INPUTS.rglob("*.*")) if {path.name, path.parent.name} & values]
     entry = server.wait(server.queue(prompt))
     made = [path for path in server.outputs(entry) if path.suffix in MEDIA]
     pictures = [picture for path in given if path.name != MASK for picture in frames(path)]
@@ -120,17 +120,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="workflows to save; all when none is given")
     parser.add_argument("--screenshots", type=Path, metavar="DIR", help="keep a picture of each graph here")
     arguments = parser.parse_args()
-    definitions = [d for d in workflow_definitions.WORKFLOWS if not arguments.names or d.__name__ in arguments.names]
+    chosen = [d for d in definitions.WORKFLOWS if not arguments.names or d.__name__ in arguments.names]
 
     with ComfyServer() as server, open_page(server.url) as page:
-        for definition in definitions:
+        for definition in chosen:
             name = definition.__name__
             workflow, prompt = draw(page, definition)
-            (workflows.WORKFLOWS / f"{name}.json").write_text(workflow + "\n")
-            (workflows.API / f"{name}.json").write_text(prompt + "\n")
+            (shipped.WORKFLOWS / f"{name}.json").write_text(workflow + "\n")
+            (shipped.API / f"{name}.json").write_text(prompt + "\n")
             if arguments.screenshots:
                 screenshot(page, arguments.screenshots, name)
-            preview(server, name).save(workflows.WORKFLOWS / f"{name}.jpg", quality=88)
+            preview(server, name).save(shipped.WORKFLOWS / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":

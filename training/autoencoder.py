@@ -11,9 +11,10 @@ import numpy
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import world
 from comfy.latent_formats import Wan22
 from comfy.taesd.taehv import TAEHV, Clamp, MemBlock, TGrow, TPool, conv
+
+from . import world
 
 CHANNELS = 48
 ENCODER, DECODER = (24, 40, 64), (96, 64, 32, 32)

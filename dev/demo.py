@@ -1,4 +1,4 @@
-"""Runs every shipped workflow through ComfyUI's HTTP API; see demo.sh."""
+"""Runs every shipped workflow through ComfyUI's HTTP API; see scripts/demo.sh."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import av
-from comfy_server import ComfyServer
 
-import workflows
+from .host import workflows
+from .host.server import ComfyServer
 
 
 def describe(path: Path) -> str:

@@ -1,7 +1,5 @@
 """Judges the demonstration model from pixels and words: prompts of its world through the plugin's nodes and ComfyUI's
 KSampler, results read back by the world's own rules.
-
-The plugin has to be imported as `comfyui_lance`, and ComfyUI's settings made, before this.
 """
 
 from __future__ import annotations
@@ -12,16 +10,17 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-import world
-from comfyui_lance.lance_model import media
-from comfyui_lance.nodes.answer import LanceAnswer
-from comfyui_lance.nodes.edit import LanceEncodeEdit
-from comfyui_lance.nodes.encode import LanceEncode
-from comfyui_lance.nodes.frames import LanceImageToVideo
-from comfyui_lance.nodes.latent import EmptyLanceLatent
-from comfyui_lance.nodes.reference import LanceEncodeReferences
 
 import nodes
+
+from ..lance_model import media
+from ..nodes.answer import LanceAnswer
+from ..nodes.edit import LanceEncodeEdit
+from ..nodes.encode import LanceEncode
+from ..nodes.frames import LanceImageToVideo
+from ..nodes.latent import EmptyLanceLatent
+from ..nodes.reference import LanceEncodeReferences
+from . import world
 
 OFF = {"sampling": "off"}
 SIZE = {"size": f"demonstration {world.SIDE}x{world.SIDE}"}

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import world
-from comfyui_lance.lance_model import media
+
+from ..lance_model import media
+from . import world
 
 BATCH, RATE = 128, 2e-3
 SHAPES, COLORS, PLACES = list(world.OUTLINES), list(world.COLORS), list(world.PLACES)

@@ -1,4 +1,4 @@
-"""A custom node for endurance.py and its tests alone: a MODEL and a VAE that run out of memory.
+"""A custom node for the endurance checks and tests alone: a MODEL and a VAE that run out of memory.
 
 Each of the nodes raises what ComfyUI takes for a full card, once: at a step of the sampling, or when the VAE decodes.
 """

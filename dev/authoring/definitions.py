@@ -1,4 +1,4 @@
-"""The shipped workflows, each a function that puts nodes into columns. `save_workflows.py` draws and saves them.
+"""The shipped workflows, each a function that puts nodes into columns. `workflows.py` draws and saves them.
 
     def name_of_the_file(g: Graph) -> None:
         g.note("what the artist reads first")
@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from workflows import DEMONSTRATION, IMAGE_MODEL, VIDEO_MODEL
+from ..host.workflows import DEMONSTRATION, IMAGE_MODEL, VIDEO_MODEL
 
 REPOSITORY = "https://huggingface.co/bytedance-research/Lance"
 MODEL = "demonstration (nano)"  # comes with the plugin, so every workflow runs as it is

@@ -6,7 +6,7 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS = REPOSITORY / "workflows"
 API = REPOSITORY / "api"
 INPUTS = API / "input"  # pictures and clips that the workflows load

@@ -1,6 +1,6 @@
 """Draws docs/demonstration.png and the help pages' pictures, all by the demonstration model; for developers.
 
-source scripts/host.sh && PYTHONPATH="$COMFYUI_PATH" "$LANCE_PYTHON" scripts/draw_gallery.py
+bash scripts/draw.sh gallery
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import train_nano  # noqa: F401  makes ComfyUI's settings and the plugin's name
-import world
 from PIL import Image, ImageDraw, ImageFont
 
-from workflows import INPUTS
+from ...training import world
+from ..host.workflows import INPUTS, REPOSITORY
 
 WIDTH, SCALE, GAP, LINE = 960, 2, 16, 16
 PANEL, PANEL_GAP = 192, 12  # of the help pages' pictures
 PAPER, INK, FADED = (252, 251, 248), (40, 42, 48), (110, 112, 118)
-IMAGES = train_nano.REPOSITORY / "web" / "docs" / "images"
+IMAGES = REPOSITORY / "web" / "docs" / "images"
 
 
 def as_picture(pixels) -> Image.Image:
@@ -85,9 +84,9 @@ class Gallery:
     """The demonstration model, making one thing after another."""
 
     def __init__(self, folder: Path):
-        import judge
-        from comfyui_lance.lance_model import loading, media, nano
-        from comfyui_lance.nodes import answer, edit, frames, guidance, reference
+        from ...lance_model import loading, media, nano
+        from ...nodes import answer, edit, frames, guidance, reference
+        from ...training import judge
 
         self.judging, self.media = judge, media
         self.answer, self.edit, self.frames, self.guidance = answer, edit, frames, guidance
@@ -235,7 +234,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         gallery = Gallery(Path(folder))
-        overview(gallery).save(train_nano.REPOSITORY / "docs" / "demonstration.png", optimize=True)
+        overview(gallery).save(REPOSITORY / "docs" / "demonstration.png", optimize=True)
         for node, panels in help_pictures(gallery).items():
             row(panels).save(IMAGES / f"{node}.jpg", quality=90)
 

@@ -8,60 +8,38 @@ on where it was.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
 import random
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+import comfy.model_management
+import comfy.ops
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-
-def import_plugin() -> None:
-    """ComfyUI's settings, then the plugin as a package of its own name, unless that is done."""
-    if "comfyui_lance" in sys.modules:
-        return
-    import torch
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-    args.use_pytorch_cross_attention = True
-    spec = importlib.util.spec_from_file_location(
-        "comfyui_lance", REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
-    )
-    module = sys.modules["comfyui_lance"] = importlib.util.module_from_spec(spec)
-    module.__path__ = [str(REPOSITORY)]  # lance_model needs no node
-
-
-import_plugin()
-
-import comfy.model_management  # noqa: E402
-import comfy.ops  # noqa: E402
-import nano_autoencoder  # noqa: E402
-import nano_vision  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-import world  # noqa: E402
-from comfyui_lance.lance_model import media, nano, tasks  # noqa: E402
-from comfyui_lance.lance_model.config import TransformerConfig, VisionConfig  # noqa: E402
-from comfyui_lance.lance_model.context import runs  # noqa: E402
-from comfyui_lance.lance_model.language import LanceLanguage, LanceTokenizer, Request  # noqa: E402
-from comfyui_lance.lance_model.positions import (  # noqa: E402
+from ..lance_model import media, nano, tasks
+from ..lance_model.config import TransformerConfig, VisionConfig
+from ..lance_model.context import runs
+from ..lance_model.language import LanceLanguage, LanceTokenizer, Request
+from ..lance_model.positions import (
     latent_position_tables,
     position_ids,
     stream_frequencies,
 )
-from comfyui_lance.lance_model.sequence import IM_END, Label, Segment, Sequence  # noqa: E402
-from comfyui_lance.lance_model.transformer import LanceTransformer  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from ..lance_model.sequence import IM_END, Label, Segment, Sequence
+from ..lance_model.transformer import LanceTransformer
+from . import autoencoder as autoencoders
+from . import vision as encoders
+from . import world
 
 TRANSFORMER = TransformerConfig(hidden=160, layers=6, inner=320, heads=5, kv_heads=1, head_dim=32)
 VISION = VisionConfig(hidden=96, layers=3, inner=192, out_hidden=160, heads=3, full_attention=(2,))
@@ -220,7 +198,7 @@ def fill_pools(scenes, clips, samples, autoencoder, tokenizer: LanceTokenizer, d
     latents, seen = [], []
     for i in range(0, len(scenes), 128):
         pictures = [world.render(scene) for scene in scenes[i : i + 128]]
-        latents.append(autoencoder.latents(nano_autoencoder.pixels(pictures)[:, :, None].to(device)).half())
+        latents.append(autoencoder.latents(autoencoders.pixels(pictures)[:, :, None].to(device)).half())
         seen.append(for_vision(pictures))
         if i % (128 * 64) == 0:
             report(f"pictures {i}/{len(scenes)}")
@@ -228,7 +206,7 @@ def fill_pools(scenes, clips, samples, autoencoder, tokenizer: LanceTokenizer, d
     latents, first, seen = [], [], []
     for i in range(0, len(clips), 32):
         pictures = [[world.render(frame) for frame in clip.frames] for clip in clips[i : i + 32]]
-        batch = torch.stack([nano_autoencoder.pixels(p).movedim(0, 1) for p in pictures]).to(device)
+        batch = torch.stack([autoencoders.pixels(p).movedim(0, 1) for p in pictures]).to(device)
         latents.append(autoencoder.latents(batch).half())
         first.append(autoencoder.latents(batch[:, :, :1]).half())
         seen += [for_vision([*p, p[-1]]) for p in pictures]
@@ -279,9 +257,9 @@ def read_packed(path: Path, trainee: Trainee, rows: list[int]) -> None:
                 weight.data.copy_(stored)
 
 
-def read_autoencoder(path: Path) -> nano_autoencoder.NarrowTAEHV:
+def read_autoencoder(path: Path) -> autoencoders.NarrowTAEHV:
     """The autoencoder of a packed model, whose encoder whitens by itself."""
-    model = nano_autoencoder.NarrowTAEHV()
+    model = autoencoders.NarrowTAEHV()
     with safe_open(path, "pt") as file:
         names = [name for name in file.keys() if name.startswith(nano.VAE)]
         weights = {name.removeprefix(nano.VAE): file.get_tensor(name).float() for name in names}
@@ -614,18 +592,18 @@ class Report:
         print(f"[{(time.monotonic() - self.started) / 60:5.1f} min] {text}", flush=True)
 
 
-def trained_autoencoder(arguments, report) -> nano_autoencoder.NarrowTAEHV:
+def trained_autoencoder(arguments, report) -> autoencoders.NarrowTAEHV:
     file = arguments.out / "autoencoder.pt"
     if arguments.start is not None:
         return read_autoencoder(arguments.start)
     if file.exists():
-        autoencoder = nano_autoencoder.NarrowTAEHV()
+        autoencoder = autoencoders.NarrowTAEHV()
         autoencoder.load_state_dict(torch.load(file, weights_only=True))
         return autoencoder.eval()
     torch.manual_seed(arguments.seed)
     steps = arguments.autoencoder_steps
-    autoencoder = nano_autoencoder.train(random.Random(arguments.seed), steps, report)
-    nano_autoencoder.train(random.Random(arguments.seed + 1), steps // 2, report, autoencoder)
+    autoencoder = autoencoders.train(random.Random(arguments.seed), steps, report)
+    autoencoders.train(random.Random(arguments.seed + 1), steps // 2, report, autoencoder)
     torch.save(autoencoder.state_dict(), file)
     return autoencoder
 
@@ -640,7 +618,7 @@ def trained_vision(arguments, report) -> dict[str, torch.Tensor]:
             read_packed(arguments.start, trainee, [0])
         visual = trainee.language.visual
         rng, pool = random.Random(arguments.seed), 3 * arguments.edits // 2
-        nano_vision.train(rng, visual, arguments.vision_steps, pool, for_vision, device(), report)
+        encoders.train(rng, visual, arguments.vision_steps, pool, for_vision, device(), report)
         torch.save(visual.state_dict(), file)
     return torch.load(file, weights_only=True)
 
@@ -676,7 +654,3 @@ def main() -> None:
             train(0, *given)
         else:
             torch.multiprocessing.spawn(train, given, nprocs=arguments.processes)
-
-
-if __name__ == "__main__":
-    main()

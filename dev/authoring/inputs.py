@@ -1,4 +1,4 @@
-"""Draws the pictures and the clip that the shipped workflows load: `python scripts/draw_inputs.py`, for developers."""
+"""Draws the pictures and the clip that the shipped workflows load: `bash scripts/draw.sh inputs`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from fractions import Fraction
 import av
 import numpy
 from PIL import Image
-from world import OUTLINES, PLACES, SIDE, SIZES, Scene, Thing, a_clip, random, render
 
-from workflows import INPUTS
+from ...training.world import OUTLINES, PLACES, SIDE, SIZES, Scene, Thing, a_clip, random, render
+from ..host.workflows import INPUTS
 
 FPS, RATE = 12, 44100
 
