@@ -59,7 +59,7 @@ def noise() -> torch.Tensor:
 def pair(lance):
     """Positive and negative CONDITIONING of a prompt."""
     from comfyui_lance.lance_model import language
-    from sampling import PROMPT
+    from support.sampling import PROMPT
 
     return language.encode_pair(lance[1], PROMPT)
 

@@ -10,7 +10,7 @@ import torch
 from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 from comfyui_lance.lance_model import language
 from comfyui_lance.lance_model.sequence import CONDITIONING
-from sampling import sample, schedule
+from support.sampling import sample, schedule
 
 
 def test_on_a_pretend_card():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface import inputs, lance_nodes
+from support.interface import inputs, lance_nodes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = REPOSITORY / "web" / "docs"

@@ -10,8 +10,8 @@ import os
 
 import pytest
 import torch
-from stock.honest import build
-from stock.host import Host, Outcome, host
+from support.stock.honest import build
+from support.stock.host import Host, Outcome, host
 
 CASES = int(os.environ.get("LANCE_HONEST_CASES", 200))
 SEED = int(os.environ.get("LANCE_HONEST_SEED", 0))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import comfyui_version
 import pytest
-from stock import page, verdicts
-from stock.host import host
-from stock.survey import Row, Survey, names
+from support.stock import page, verdicts
+from support.stock.host import host
+from support.stock.survey import Row, Survey, names
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "nodes.md"
 REFRESH = "LANCE_REFRESH_NODES"
