@@ -15,7 +15,6 @@ import pytest
 from comfyui_lance.dev.host import tiny_checkpoint
 from comfyui_lance.lance_model import loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError, read_header
-from comfyui_lance.lance_model.language import LanceTokenizer
 from comfyui_lance.lance_model.sequence import CONDITIONING, IM_START, VIDEO_PAD, VISION_START
 from support.checkpoints import MODEL, VISION
 
@@ -241,11 +240,6 @@ def test_a_hundred_thousand_layers_are_refused_at_once(tiny, tmp_path):
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"]
 FIRST_CONTROL_ID = 151643
 PROMPTS = st.lists(st.sampled_from([*CONTROL, "<|", "|>", "system\n", "\x00", "\u202e", "🦊"]) | st.text(max_size=5))
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> LanceTokenizer:
-    return LanceTokenizer()
 
 
 @cases(1)

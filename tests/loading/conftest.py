@@ -9,7 +9,6 @@ import comfy.utils
 import pytest
 import torch
 from comfyui_lance.lance_model import loading
-from comfyui_lance.lance_model.language import LanceTokenizer
 from safetensors.torch import load_file
 from support.checkpoints import MODEL, VAE, VISION, Repository, Weights, official
 from support.sampling import generate
@@ -31,21 +30,12 @@ def dynamic(monkeypatch) -> list[torch.Tensor]:
     return given
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def weights(tiny) -> Weights:
     """The tiny checkpoint's, with a vocabulary of 64 tokens to make the files small."""
     transformer, vision, vae = (load_file(tiny / name) for name in (MODEL, VISION, VAE))
     transformer = {key: value[:64].clone() if len(value) > 100_000 else value for key, value in transformer.items()}
     return Weights(transformer, vision, vae, tiny / VAE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_build(tiny):
-    """Tokenizer and VAE, which take longest to build, stay in use throughout."""
-    vae, tokenizer = loading.load(tiny / MODEL)[2], LanceTokenizer()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "LanceTokenizer", lambda: tokenizer)
-        yield vae
 
 
 @pytest.fixture()
