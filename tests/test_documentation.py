@@ -125,6 +125,7 @@ def test_the_chart_shows_the_figures(monkeypatch):
     assert (REPOSITORY / "docs" / "speed.svg").read_text(encoding="utf-8") == chart.draw(figures)
 
 
+@pytest.mark.browser
 def test_the_page_speaks_chinese(server):
     pytest.importorskip("playwright", reason="playwright is not installed")
     from comfyui_lance.dev.host import browser

@@ -11,6 +11,9 @@ from comfyui_lance.dev.endurance.checks import checks
 from comfyui_lance.lance_model import loading
 
 
+pytestmark = pytest.mark.server
+
+
 @pytest.fixture(scope="module")
 def sturdy():
     """A server of its own, as it is killed and runs out of memory."""

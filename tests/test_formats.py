@@ -236,7 +236,7 @@ def test_an_interrupted_conversion_leaves_nothing(tiny, tmp_path):
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, {str(script.parent)!r})
-from comfyui_lance.scripts import convert
+import convert
 convert.convert.__defaults__ = (lambda *_: (print("writing", flush=True), time.sleep(0.2)),)
 sys.argv = ["convert.py", {str(tiny / MODEL)!r}, {str(tmp_path / "out.safetensors")!r}]
 convert.main()

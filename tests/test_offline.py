@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from support.checkpoints import MODEL
-
-pytest.importorskip("hypothesis", reason="needs `pip install hypothesis`")
 
 
 OFFLINE = """

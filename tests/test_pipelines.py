@@ -20,6 +20,8 @@ from comfyui_lance.dev.endurance.jobs import picture, question
 from PIL import Image
 from support.proxy import Proxy
 
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
 CLIENTS = Path(__file__).resolve().parent.parent / "clients"
 NOWHERE = "http://127.0.0.1:9"
 
