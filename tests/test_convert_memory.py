@@ -13,6 +13,8 @@ from comfyui_lance.scripts import convert
 from safetensors import safe_open
 from support.checkpoints import write_sparse
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 300 << 20  # bytes, beside the 0.2 GB of Python and torch on a CPU
 HIDDEN, MLP, ROWS = 2048, 11008, 151936
 LAYER = "language_model.model.layers.0."

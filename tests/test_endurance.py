@@ -10,7 +10,6 @@ from comfyui_lance.dev.endurance import jobs
 from comfyui_lance.dev.endurance.checks import checks
 from comfyui_lance.lance_model import loading
 
-
 pytestmark = pytest.mark.server
 
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.checkpoints import MODEL
+
+pytestmark = pytest.mark.slow
 
 
 OFFLINE = """
