@@ -9,6 +9,8 @@ from comfyui_lance.lance_model import language, media
 from comfyui_lance.lance_model.sequence import Label
 from support.sampling import sample, schedule
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8  # the last is below the CFG interval
 GRAPHS = 7  # two parts of two experts, of one also for its first length alone, and without queries in the last layer
 
