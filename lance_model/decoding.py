@@ -52,9 +52,9 @@ class Held:
         self._stack, self.weights = ExitStack(), []
         room = comfy.model_management.get_free_memory(self.device) - comfy.model_management.minimum_inference_memory()
         layers = [_modules(layer) for layer in self.layers]
-        # A launch less a layer, for which a CPU would copy gigabytes in vain.
-        join = not comfy.model_management.is_device_cpu(self.device)
-        join = join and room > sum(_bytes(modules, self.dtype, join) for modules in layers)
+        # Gate and up as one are a launch less. A CPU launches nothing and would copy gigabytes for it.
+        launches = not comfy.model_management.is_device_cpu(self.device)
+        join = launches and room > sum(_bytes(modules, self.dtype, join=True) for modules in layers)
         for modules in layers:
             room -= _bytes(modules, self.dtype, join)
             held = room > 0 and all(_can_stay(module, self.device) for module in modules)
@@ -82,7 +82,7 @@ class Held:
                     return None
                 cast.append((weight, bias))
             self._stack.enter_context(stack.pop_all())
-        vkq, vkq_bias = (torch.cat(parts) for parts in zip(*(cast[i] for i in (3, 2, 1))))
+        vkq, vkq_bias = (torch.cat(parts[::-1]) for parts in zip(*cast[1:4]))
         input_norm, q, k, _, q_norm, k_norm, o, post_norm, gate, up, down = (weight for weight, _ in cast)
         scales = torch.cat([norm.expand(len(x) // len(norm), -1) for x, norm in ((k, k_norm), (q, q_norm))])
         scales = scales.float().unflatten(-1, (2, -1)).transpose(1, 2)[None, :, None, :, None]
@@ -97,7 +97,7 @@ class Held:
         if self.others:
             queue = make_prefetch_queue(list(self.others), self.device, self.transformer_options)
         others = iter(self.others)
-        rotations = iter(()) if self.scales is None else iter(frequencies * self.scales)
+        rotations = iter(() if self.scales is None else frequencies * self.scales)
         for layer, weights, kv in zip(self.layers, self.weights, cache):
             if weights is not None:
                 token(x[0], next(rotations), kv, known, weights)
