@@ -185,7 +185,7 @@ def _body(url: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
     """Whether the server goes on at the byte `start`, and the bytes from there, else from the beginning."""
     headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     session, timeout = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if hasattr(session, "stream"):
+    if callable(session.stream):
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
             hf_raise_for_status(response)
             yield response.status_code == 206 or not start, response.iter_bytes(CHUNK)
@@ -231,7 +231,7 @@ def _proxy() -> str | None:
 
 
 def _status(error: Exception) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _is_final(error: Exception) -> bool:
@@ -271,8 +271,8 @@ def _reason(error: Exception) -> str:
         )
     if status == 407 or any("Proxy" in base.__name__ for base in type(error).__mro__):
         return (
-            f"the proxy {proxy} refuses the way to {host} ({_short(error)}). Check HTTPS_PROXY, with its user and "
-            f"password, or {BY_HAND}."
+            f"the proxy {proxy} refuses the way to {host} ({status or _short(error)}). "
+            f"Check HTTPS_PROXY, with its user and password, or {BY_HAND}."
         )
     if status is not None:
         return f"{host} is in trouble ({status}). {AGAIN}, and it goes on from there."
@@ -281,5 +281,7 @@ def _reason(error: Exception) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error; many have no words but their name."""
+    """The first line of what is at the root of an error; some have no words but their name."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120].rstrip(".")

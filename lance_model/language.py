@@ -199,10 +199,10 @@ class LanceLanguage(nn.Module):
     def memory_estimation_function(self, tokens: dict, device=None) -> int:
         """Bytes of activations of the vision encoder, for the largest of the media. Nodes that save pass no tokens."""
         seen = tokens["lance"].media if tokens else ()
-        rows = max((medium.patches.shape[0] for medium in seen), default=0) if self.visual is not None else 0
-        return rows and rows * self.visual.hidden_size * 20 * comfy.model_management.dtype_size(
-            self.compute_dtype(device)
-        )
+        rows = max((medium.patches.shape[0] for medium in seen), default=0)
+        if not rows or self.visual is None:
+            return 0
+        return rows * self.visual.hidden_size * 20 * comfy.model_management.dtype_size(self.compute_dtype(device))
 
     def compute_dtype(self, device) -> torch.dtype:
         return (

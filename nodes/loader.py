@@ -126,7 +126,7 @@ class LoadLance(io.ComfyNode):
             node_id="LanceLoader",
             display_name="Load Lance",
             category="Lance",
-            description="Loads a Lance checkpoint as a native MODEL, CLIP and VAE: the one that you have, or one that it "
+            description="Loads a Lance checkpoint as a native MODEL, CLIP and VAE: one that you have, or one that it "
             "downloads if you choose so. Without any there is a demonstration model.",
             search_aliases=["lance", "bytedance", "unified model", "checkpoint"],
             inputs=[
@@ -170,7 +170,7 @@ class LoadLance(io.ComfyNode):
             there = f"There is: {', '.join([*list(files)[:5], NANO])}"
             return (
                 f"The model {model!r} is not in models/lance, models/diffusion_models or models/checkpoints. "
-                f"{there}. Choose {next(iter(AUTOMATIC))!r} or a download, or put the file there and press R to refresh."
+                f"{there}. Choose {next(iter(AUTOMATIC))!r} or a download, or put it there and press R to refresh."
             )
         return True
 
