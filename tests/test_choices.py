@@ -9,15 +9,14 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from comfy_server import ComfyServer
+from comfyui_lance.dev.host import workflows
+from comfyui_lance.dev.host.server import ComfyServer
+from comfyui_lance.dev.host.watching import watch
 from comfyui_lance.lance_model import download, found
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.nodes import loader
 from hub import Hub
 from safetensors.torch import load_file, save_file
-from watching import watch
-
-import workflows
 
 PICTURES, CLIPS = loader.AUTOMATIC
 MODEL, VIDEO = "Lance_3B/model.safetensors", "Lance_3B_Video/model.safetensors"
