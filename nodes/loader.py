@@ -31,6 +31,14 @@ def _named(name: str, word: str) -> bool:
     return word in Path(name).name.lower()
 
 
+def _listed(folder: str) -> list[str]:
+    try:
+        return folder_paths.get_filename_list(folder)
+    except FileNotFoundError:  # ComfyUI does not expect that a folder which it has listed may go
+        folder_paths.filename_list_cache.pop(folder, None)
+        return folder_paths.get_filename_list(folder)
+
+
 def _files(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".safetensors", ".sft")) -> dict[str, str]:
     """Name → folder, for the weight files of ComfyUI's model folders. The first folder wins.
 
@@ -38,7 +46,7 @@ def _files(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".safetensors"
     """
     found: dict[str, str] = {}
     for folder in folders:
-        for name in folder_paths.get_filename_list(folder):
+        for name in _listed(folder):
             if name.endswith(suffixes):
                 found.setdefault(name.replace("\\", "/"), folder)
     return found
@@ -101,14 +109,14 @@ def _downloaded(model: str, show: Callable[[str], None] | None) -> Path:
 
     lance, vae = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in (FOLDER, "vae"))
     path = download.download(model, lance, vae, _part_folders(), progress)
-    _say(f"{model} is in {path.parent}", show)
+    _say(path.relative_to(lance).as_posix(), show)
     return path
 
 
 def _taken(name: str | None, model: str) -> str:
     """What the node says of its automatic choice."""
     if name is None:
-        return "The demonstration model, as there is no Lance in models/lance; the choice 'download …' fetches it."
+        return "Demonstration model, as there is no Lance: choose a download to get it"
     if found.is_for_clips(name) == (model == found.CLIPS):
         return name
     return f"{name}, as there is no {model}"
