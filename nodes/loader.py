@@ -44,12 +44,12 @@ def _files(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".safetensors"
 
     Names have forward slashes everywhere, so that a workflow means the same file on every system.
     """
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for folder in folders:
         for name in _listed(folder):
             if name.endswith(suffixes):
-                found.setdefault(name.replace("\\", "/"), folder)
-    return found
+                files.setdefault(name.replace("\\", "/"), folder)
+    return files
 
 
 def model_files() -> dict[str, str]:
@@ -95,6 +95,7 @@ def _downloaded(model: str, show: Callable[[str], None] | None) -> Path:
     files = model_files()
     there = found.official(files, model)
     if there is not None:
+        _say(there, show)
         return Path(_path(there, files))
     bar, told = comfy.utils.ProgressBar(1), ""
 

@@ -57,8 +57,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?", choices=tuple(GIGABYTES), default=next(iter(GIGABYTES)))
     parser.add_argument("--models", type=Path, metavar="DIR", default=models_folder())
     arguments = parser.parse_args()
-    if arguments.models is None:
-        sys.exit("This plugin is in no ComfyUI's custom_nodes. Name ComfyUI's models folder with --models.")
+    if arguments.models is None or not arguments.models.is_dir():
+        where = f"There is no folder {arguments.models}" if arguments.models else "This plugin is in no custom_nodes"
+        sys.exit(f"{where}. Name ComfyUI's models folder with --models.")
     folders = [arguments.models / name for name in FOLDERS]
     try:
         path = download(arguments.model, folders[0], folders[-1], folders, show)

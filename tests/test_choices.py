@@ -173,7 +173,9 @@ def test_a_download_is_chosen_refused_interrupted_and_resumed_in_the_page(bare, 
     choice = "download Lance_3B (16.5 GB in all)"
     lance = bare.base / "models" / "lance"
     without = watch(bare.url, picture(PICTURES))
-    assert without.end == "execution_success" and without.words == ["Demonstration model, as there is no Lance: choose a download to get it"]
+    assert without.end == "execution_success" and without.words == [
+        "Demonstration model, as there is no Lance: choose a download to get it"
+    ]
     assert not hub.requests and offered(bare)[:3] == [PICTURES, CLIPS, choice]
 
     monkeypatch.setattr(hub, "status", 503)

@@ -271,24 +271,40 @@ def test_two_programs_do_not_write_one_file(hub, tmp_path):
 # ---- The script ------------------------------------------------------------------------------------------------------
 
 
-def script(*arguments: str, cwd: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess:
+SCRIPT = REPOSITORY / "scripts" / "download.py"
+
+
+def script(*arguments: str, cwd: Path, endpoint: str, path: Path = SCRIPT, **environment: str):
+    """The script in a Python without the script's own folder on its path."""
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | environment
     return subprocess.run(
-        [sys.executable, "-I", str(REPOSITORY / "scripts" / "download.py"), *arguments],
+        [sys.executable, "-I", str(path), *arguments],
         capture_output=True, text=True, timeout=60, cwd=cwd, env=environment | {"HF_ENDPOINT": endpoint},
     )  # fmt: skip
 
 
 def test_the_script_downloads_from_a_mirror(hub, tmp_path):
-    """From any folder, and isolated as a portable build's Python is, without its own folder on the path."""
+    """From any folder, and isolated as a portable build's Python is."""
+    (tmp_path / "models").mkdir()
     done = script("Lance_3B_Video", "--models", "models", cwd=tmp_path, endpoint=hub.url)
     assert done.returncode == 0 and done.stdout.strip().endswith("Lance_3B_Video/model.safetensors"), done.stderr
     assert "Lance_3B_Video/model.safetensors" in there(tmp_path / "models") and "100 %" in done.stderr
 
 
 def test_the_script_says_what_is_wrong_in_a_sentence(hub, tmp_path):
+    (tmp_path / "models").mkdir()
     offline = script("--models", "models", cwd=tmp_path, endpoint=hub.url, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1 and "HF_HUB_OFFLINE is set" in offline.stderr and "Traceback" not in offline.stderr
-    nowhere = script(cwd=tmp_path, endpoint=hub.url)
-    assert nowhere.returncode == 1 and "--models" in nowhere.stderr and "Traceback" not in nowhere.stderr
-    assert hub.requests == []
+    for arguments in ((), ("--models", "model")):
+        nowhere = script(*arguments, cwd=tmp_path, endpoint=hub.url)
+        assert nowhere.returncode == 1 and "with --models." in nowhere.stderr and "Traceback" not in nowhere.stderr
+    assert not (tmp_path / "model").exists() and hub.requests == []
+
+
+def test_the_script_finds_the_comfyui_around_it(hub, tmp_path):
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "custom_nodes" / "lance").symlink_to(REPOSITORY)
+    path = tmp_path / "custom_nodes" / "lance" / "scripts" / "download.py"
+    done = script(cwd=REPOSITORY, endpoint=hub.url, path=path)
+    assert done.returncode == 0 and MODEL in there(tmp_path / "models"), done.stderr
