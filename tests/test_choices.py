@@ -16,8 +16,8 @@ from comfyui_lance.dev.host.watching import watch
 from comfyui_lance.lance_model import download, found
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.nodes import loader
-from hub import Hub
 from safetensors.torch import load_file, save_file
+from support.hub import Hub
 
 PICTURES, CLIPS = loader.AUTOMATIC
 MODEL, VIDEO = "Lance_3B/model.safetensors", "Lance_3B_Video/model.safetensors"
@@ -169,6 +169,7 @@ def offered(server) -> list[str]:
     return server.object_info()["LanceLoader"]["input"]["required"]["model"][1]["options"]
 
 
+@pytest.mark.server
 def test_a_download_is_chosen_refused_interrupted_and_resumed_in_the_page(bare, hub, monkeypatch):
     choice = "download Lance_3B (16.5 GB in all)"
     lance = bare.base / "models" / "lance"

@@ -13,8 +13,8 @@ import huggingface_hub
 import pytest
 from comfyui_lance.lance_model import download
 from comfyui_lance.lance_model.checkpoint import CheckpointError
-from hub import Hub
 from huggingface_hub import constants
+from support.hub import Hub
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL, VIT, CONFIG, VAE = (
