@@ -13,9 +13,9 @@ import comfy.utils
 import torch
 
 from .choosing import choose
-from .context import runs
 from .decoding import Held
-from .positions import position_ids, rotary_frequencies
+from .plan import Plan
+from .positions import rotary_frequencies
 from .sequence import IM_END, TEXT_VOCABULARY
 
 LOOK_EVERY = 8  # tokens, on devices that run ahead of Python
@@ -58,7 +58,8 @@ def generate(
     options = {"prefetch_dynamic_vbars": model_patcher.is_dynamic()}
 
     sequence = language.question(request)
-    positions = torch.cat(position_ids(sequence), dim=1)
+    plan = Plan.of(sequence)
+    positions, _ = plan.positions
     decoder = transformer.language_model.model
     cache = transformer.cache(positions.shape[1] + max_length, device, dtype)
     # Text goes on one step after the last text token, on all three axes.
@@ -66,7 +67,7 @@ def generate(
     frequencies = rotary_frequencies(torch.cat([positions, following], dim=1), transformer.head_dim, device)
     known = positions.shape[1]
     embeddings = sequence.embeddings.to(device, dtype)
-    hidden = transformer.read(embeddings, frequencies[:, :known], cache, 0, runs(sequence.segments), options)
+    hidden = transformer.read(embeddings, frequencies[:, :known], cache, 0, plan.runs, options)
 
     generator = torch.Generator(device=language.execution_device).manual_seed(seed or 0) if do_sample else None
     look_every = 1 if comfy.model_management.is_device_cpu(device) else LOOK_EVERY

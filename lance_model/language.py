@@ -18,7 +18,7 @@ from . import generation, partners, tasks
 from .config import VisionConfig
 from .diffusion import Lance
 from .media import Medium, sample_frames, see
-from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence
+from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence, vision_slices
 from .vision import VisionEncoder
 
 
@@ -215,9 +215,9 @@ class LanceLanguage(nn.Module):
         patches = medium.patches.to(device, self.compute_dtype(device))
         return self.visual(patches, medium.grid)
 
-    def sequence(self, request: Request, segments: list[Segment], head: int, mape: bool) -> Sequence:
+    def sequence(self, request: Request, segments: list[Segment], prefix: int, mape: bool) -> Sequence:
         """Embeds the segments' understanding tokens."""
-        ids = [i for s in segments for i in (s.token_ids() if not s.latents else s.token_ids()[:: len(s) - 1])]
+        ids = [i for segment in segments for i in segment.und_ids()]
         if max(ids) >= len(self.embed_tokens.weight):
             raise ValueError(
                 f"This Lance has embeddings for {len(self.embed_tokens.weight):,} tokens, but its tokenizer has "
@@ -225,20 +225,17 @@ class LanceLanguage(nn.Module):
             )
         device = self.execution_device
         embeddings = self.embed_tokens(torch.tensor([ids], device=device), out_dtype=self.compute_dtype(device))
-        seen, start = iter(request.media), 0
-        for segment in segments:
-            if segment.label == Label.VISION:
-                embeddings[0, start + 1 : start + 1 + segment.inner] = self.embed_vision(next(seen)).to(embeddings)
-            start += segment.embedded
-        return Sequence(tuple(segments), embeddings, head, mape)
+        for medium, place in zip(request.media, vision_slices(segments)):
+            embeddings[0, place] = self.embed_vision(medium).to(embeddings)
+        return Sequence(tuple(segments), embeddings, prefix, mape)
 
     def encode_token_weights(self, tokens: dict) -> tuple[torch.Tensor, None, dict]:
         """Embeddings [1, n, hidden] of the sequence's understanding tokens, and the sequence itself."""
         request = tokens["lance"]
         system = tasks.TEXT_TO[request.target] if request.system is None else request.system
-        segments, head = self.tokenizer.segments(request, system)
+        segments, prefix = self.tokenizer.segments(request, system)
         segments.append(Segment(Label.TARGET, grid=(0, 0, 0)))
-        sequence = self.sequence(request, segments, head, mape=True)
+        sequence = self.sequence(request, segments, prefix, mape=True)
         sequence = replace(sequence, embeddings=sequence.embeddings.to(comfy.model_management.intermediate_device()))
         return sequence.embeddings, None, {CONDITIONING: sequence}
 
@@ -248,8 +245,8 @@ class LanceLanguage(nn.Module):
         system = request.system
         if system is None:
             system = tasks.QUESTION[request.target] if request.media else tasks.ASSISTANT
-        segments, head = self.tokenizer.segments(request, system)
-        return self.sequence(request, segments, head, request.mape)
+        segments, prefix = self.tokenizer.segments(request, system)
+        return self.sequence(request, segments, prefix, request.mape)
 
     def generate(self, tokens: dict, **options) -> list[int]:
         """Ids of the answer, without end token. Options are those of core's Generate Text, see

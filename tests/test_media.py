@@ -95,7 +95,7 @@ def test_an_edit_has_two_blocks_and_a_target_of_the_same_size(lance):
     assert labels == [Label.TEMPLATE, Label.VISION, Label.SOURCE, Label.PROMPT, Label.TEMPLATE, Label.TARGET]
     assert [s.label for s in sequence(negative).segments] == [label for label in labels if label != Label.PROMPT]
     assert sequence(positive).segments[2].grid == tuple(latent["samples"].shape[2:])
-    assert sequence(positive).shares_head(sequence(negative))
+    assert sequence(positive).same_prefix(sequence(negative))
 
 
 def test_each_picture_of_a_batch_is_an_edit(lance):
@@ -162,7 +162,7 @@ def test_references_keep_their_order_and_own_sizes(lance):
     ).result
     grids = [s.grid for s in sequence(positive).segments if s.label == Label.REFERENCE]
     assert len(grids) == 3 and grids[0] != grids[1] == grids[2]
-    assert sequence(positive).shares_head(sequence(negative))
+    assert sequence(positive).same_prefix(sequence(negative))
 
 
 def image_to_video(lance, **kwargs):

@@ -28,14 +28,10 @@ from safetensors.torch import save_file
 
 from ..lance_model import media, nano, tasks
 from ..lance_model.config import TransformerConfig, VisionConfig
-from ..lance_model.context import runs
 from ..lance_model.language import LanceLanguage, LanceTokenizer, Request
-from ..lance_model.positions import (
-    latent_position_tables,
-    position_ids,
-    stream_frequencies,
-)
-from ..lance_model.sequence import IM_END, Label, Segment, Sequence
+from ..lance_model.plan import Plan
+from ..lance_model.positions import latent_position_tables
+from ..lance_model.sequence import IM_END, Label, Segment, Sequence, vision_slices
 from ..lance_model.transformer import LanceTransformer
 from . import autoencoder as autoencoders
 from . import vision as encoders
@@ -339,46 +335,39 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     sequence = Sequence(tuple(segments), None, head, mape=target)
 
     # Understanding tokens: ids first, then what the vision encoder sees.
-    columns, visions, start = [], [], 0
+    columns = []
     for segment in segments:
-        ids = segment.token_ids()
-        ids = ids[:: len(ids) - 1] if segment.latents else ids
         if segment.label == Label.PROMPT:
             rows = [s.prompt_ids for s in batch]
         elif segment.ids and segment.ids == first.answer_ids:
             rows = [s.answer_ids for s in batch]
         else:
-            rows = [ids] * count
-        if segment.label == Label.VISION:
-            visions.append(slice(start + 1, start + 1 + segment.inner))
+            rows = [segment.und_ids()] * count
         columns.append(torch.tensor(rows))
-        start += segment.embedded
     ids = torch.cat(columns, dim=1).to(device)
     und = trainee.embed(ids)
-    for i, place in enumerate(visions):
+    for i, place in enumerate(vision_slices(segments)):
         embeddings = see(trainee, pools, [s.sources[i] for s in batch], first.clip_source)
         und = torch.cat([und[:, : place.start], embeddings, und[:, place.stop :]], dim=1)
 
-    positions = position_ids(sequence)
-    known_segments = segments[:-1] if target else segments
-    length = len(segments[0])  # the system prompt, the same for all
+    lead = Plan.of(sequence, 0, 1)  # the system prompt, the same for all
+    rest = Plan.of(sequence, 1, -1 if target else None)
 
-    def frequencies(a: int, b: int):
-        return stream_frequencies(tuple(segments[a:b]), positions[a:b], transformer.head_dim, device)
+    def frequencies(plan: Plan):
+        return plan.frequencies(transformer.head_dim, device)
 
     def clean_tokens(latents: torch.Tensor) -> torch.Tensor:
         tables = latent_position_tables(tuple(latents.shape[2:]), transformer.hidden, device, torch.float32)
         return transformer.embed_latents(latents, torch.zeros(count, device=device), tables)
 
     gen = torch.cat([clean_tokens(x) for x in sources], dim=1) if first.label and sources else None
-    system, _ = transformer.context(und[:1, :length], None, frequencies(0, 1), runs(tuple(segments[:1])))
+    system, _ = transformer.context(und[:1, lead.und], None, frequencies(lead), lead.runs)
     system = [tuple(x.expand(count, -1, -1, -1) for x in kv) for kv in system]
-    end = und.shape[1] - (2 if target else 0)
     known, states = transformer.context(
-        und[:, length:end],
+        und[:, rest.und],
         gen,
-        frequencies(1, len(known_segments)),
-        runs(tuple(known_segments[1:])),
+        frequencies(rest),
+        rest.runs,
         [system],
         states=not target,
     )
@@ -407,9 +396,8 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     tau = t[:, None] * kept.flatten(1)
     tables = latent_position_tables(tuple(clean.shape[2:]), transformer.hidden, device, torch.float32)
     past = [[[tuple(several(x) for x in kv) for kv in piece] for piece in (system, known)]]
-    velocity = transformer._forward(
-        x, tau, {}, several(und[:, -2:]), frequencies(len(segments) - 1, len(segments)), tables, past
-    )
+    end = Plan.of(sequence, -1)
+    velocity = transformer._forward(x, tau, {}, several(und[:, end.und]), frequencies(end), tables, past)
     error = (velocity - (noise - clean)) ** 2 * kept
     return error.sum() / kept.expand_as(clean).sum()
 
