@@ -14,10 +14,10 @@ import torch
 import torch.nn as nn
 from transformers import Qwen2Tokenizer
 
-from . import generation, partners, tasks
+from . import generation, partners, resolution, tasks
 from .config import VisionConfig
 from .diffusion import Lance
-from .media import Medium, sample_frames, see
+from .media import Medium, preprocess, sample_frames
 from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence, vision_slices
 from .vision import VisionEncoder
 
@@ -80,8 +80,8 @@ class LanceTokenizer:
             raise ValueError(
                 "There is nothing to answer. Write a prompt, connect a picture, or use the default template."
             )
-        seen = [see(picture[None], "image 768") for batch in batches for picture in batch]
-        seen += [see(sample_frames(clip, fps=24), "video 480p") for clip in clips]
+        seen = [preprocess(picture[None], resolution.IMAGE) for batch in batches for picture in batch]
+        seen += [preprocess(sample_frames(clip, fps=24), resolution.VIDEO) for clip in clips]
         if system is None:
             system = system_prompt.strip() or None
         request = Request(text, system, "video" if clips else target, (*media, *seen), not skip_template, mape)
@@ -128,20 +128,20 @@ def prepare(clip, request: Request) -> LanceLanguage:
     return clip.cond_stage_model
 
 
-def look(clip, seen: list[Medium]) -> list[Medium]:
+def embed_media(clip, media: list[Medium]) -> list[Medium]:
     """The media with their vision embeddings, for several encodings of the same media."""
-    language = prepare(clip, Request("", media=tuple(seen)))
+    language = prepare(clip, Request("", media=tuple(media)))
     with comfy.model_management.cuda_device_context(clip.patcher.load_device):
-        return [replace(medium, embeddings=language.embed_vision(medium)) for medium in seen]
+        return [replace(medium, embeddings=language.embed_vision(medium)) for medium in media]
 
 
-def encode_pair(clip, prompt: str, negative_prompt: str = "", seen: list[Medium] = (), **request):
+def encode_pair(clip, prompt: str, negative_prompt: str = "", media: list[Medium] = (), **request):
     """Positive and negative CONDITIONING over the same media, which the vision encoder sees once."""
     check(clip)
-    seen = tuple(look(clip, seen)) if seen else ()
+    media = tuple(embed_media(clip, media)) if media else ()
 
     def encode(text: str):
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text, media=seen, **request))
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text, media=media, **request))
 
     return encode(prompt), encode(negative_prompt)
 

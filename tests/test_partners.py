@@ -13,7 +13,6 @@ import pytest
 import torch
 from comfy.taesd.taesd import TAESD
 from comfy_api.latest import InputImpl, Types
-from comfyui_lance.lance_model import media
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.encode import LanceEncode
@@ -54,7 +53,7 @@ def edit(model, clip, vae):
 
 
 def video_edit(model, clip, vae):
-    LanceEncodeVideoEdit.execute(clip, vae, VIDEO, "Make it blue.", media.KEEP, 12.0, 6.0)
+    LanceEncodeVideoEdit.execute(clip, vae, VIDEO, "Make it blue.", KEEP, 12.0, 6.0)
 
 
 def references(model, clip, vae):
@@ -66,7 +65,7 @@ def prompt(model, clip, vae):
 
 
 def frames(model, clip, vae):
-    LanceImageToVideo.execute(vae, media.KEEP, 9, 1, start=PICTURE)
+    LanceImageToVideo.execute(vae, KEEP, 9, 1, start=PICTURE)
 
 
 def ask(model, clip, vae):

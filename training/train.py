@@ -31,6 +31,7 @@ from ..lance_model.config import TransformerConfig, VisionConfig
 from ..lance_model.language import LanceLanguage, LanceTokenizer, Request
 from ..lance_model.plan import Plan
 from ..lance_model.positions import latent_position_tables
+from ..lance_model.resolution import OwnSize
 from ..lance_model.sequence import IM_END, Label, Segment, Sequence, vision_slices
 from ..lance_model.transformer import LanceTransformer
 from . import autoencoder as autoencoders
@@ -76,7 +77,7 @@ class Pools:
     buckets: dict = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
 
-FIT = media.Fit.of(world.SIDE, world.SIDE, media.KEEP)
+FIT = OwnSize().fit(world.SIDE, world.SIDE)
 
 
 def for_vision(pictures) -> torch.Tensor:
