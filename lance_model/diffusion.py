@@ -222,7 +222,7 @@ class Lance(comfy.model_base.BaseModel):
             plan.runs,
             past,
             transformer_options | self.prefetching(),
-            keep=None if self._stays(sequence, x) else store.waiting.take,
+            keep=None if self._stays(sequence, x) else store.waiting.offload,
         )
         return known
 
