@@ -53,13 +53,13 @@ class Judge:
     def text_to_image(self, rng: random.Random, seed: int) -> bool:
         scene = world.a_scene(rng)
         (picture,) = self.made(world.describe(scene), seed)
-        return names(world.look(picture)[1]) == names(scene.things)
+        return names(world.detect(picture)[1]) == names(scene.things)
 
     def image_edit(self, rng: random.Random, seed: int) -> bool:
         edit = world.an_edit(rng)
         encoded = LanceEncodeEdit.execute(self.clip, self.vae, image(edit.source), edit.instruction, KEEP).result
         (picture,) = self.sample(*(out[0] if isinstance(out, list) else out for out in encoded), seed)
-        background, seen = world.look(picture)
+        background, seen = world.detect(picture)
         return background == edit.target.background and world.same_things(seen, edit.target)
 
     def captioned(self, scene: world.Scene) -> str:
@@ -86,7 +86,7 @@ class Judge:
         latent = LanceImageToVideo.execute(self.vae, KEEP, world.FRAMES, 1, start=given).result[0]
         frames = self.sample(*LanceEncode.execute(self.clip, "video", clip.describe()).result, latent, seed)
         difference = numpy.abs(frames[0].astype(float) - given[0].numpy() * 255).mean()
-        return difference < 12 and world.same_things(world.look(frames[0])[1], clip.first)
+        return difference < 12 and world.same_things(world.detect(frames[0])[1], clip.first)
 
     def image_to_video_motion(self, rng: random.Random, seed: int) -> bool:
         clip = world.a_clip(rng)
@@ -103,7 +103,7 @@ class Judge:
         ).result
         latent = EmptyLanceLatent.execute(SIZE, 1, 1).result[0]
         (picture,) = self.sample(*encoded, latent, seed)
-        return names(world.look(picture)[1]) == names(scene.things)
+        return names(world.detect(picture)[1]) == names(scene.things)
 
 
 # Task → what is asked of it: the share of right results.

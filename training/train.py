@@ -150,7 +150,7 @@ def make_samples(rng: random.Random, count: int) -> tuple[list[world.Scene], lis
         from_clip(add_clip(clip), clip)
         if rng.random() < 0.5:
             thing = clip.first.things[0]
-            x, y = world.PLACES[rng.choice(list(world.PLACES))]
+            x, y = world.POSITIONS[rng.choice(list(world.POSITIONS))]
             reference = world.Scene(
                 (world.replace(thing, x=x, y=y, angle=0.0, radius=min(thing.radius, 14)),), **world.a_background(rng)
             )
@@ -233,12 +233,12 @@ def used_ids(tokenizer: LanceTokenizer, samples: list[Sample]) -> list[int]:
     return sorted(ids)
 
 
-PLACES = dict(zip(("language.embed_tokens.weight", "language.lm_head.weight"), nano.VOCABULARY_KEYS))
+VOCABULARY_NAMES = dict(zip(("language.embed_tokens.weight", "language.lm_head.weight"), nano.VOCABULARY_KEYS))
 
 
 def packed_name(name: str) -> str:
     """A trainee's parameter, as the packed file names it."""
-    return PLACES.get(name) or name.removeprefix("transformer.").removeprefix("language.")
+    return VOCABULARY_NAMES.get(name) or name.removeprefix("transformer.").removeprefix("language.")
 
 
 def read_packed(path: Path, trainee: Trainee, rows: list[int]) -> None:
@@ -248,7 +248,7 @@ def read_packed(path: Path, trainee: Trainee, rows: list[int]) -> None:
         known = [i for i, row in enumerate(rows) if row in places]
         for name, weight in trainee.named_parameters():
             stored = file.get_tensor(packed_name(name)).float()
-            if name in PLACES:
+            if name in VOCABULARY_NAMES:
                 weight.data[known] = stored[[places[rows[i]] for i in known]]
             else:
                 weight.data.copy_(stored)
@@ -307,7 +307,7 @@ class Trainee(torch.nn.Module):
         return self.language.embed_tokens(self.rows[ids])
 
 
-def see(trainee: Trainee, pools: Pools, indices: list[int], clip: bool) -> torch.Tensor:
+def embed_vision(trainee: Trainee, pools: Pools, indices: list[int], clip: bool) -> torch.Tensor:
     """Vision embeddings [n, K, hidden] of pictures or clips."""
     pixels = (pools.clip_seen if clip else pools.seen)[torch.tensor(indices)]
     # A picture counts as two equal frames; pictures side by side in time are seen one by one.
@@ -348,7 +348,7 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     ids = torch.cat(columns, dim=1).to(device)
     und = trainee.embed(ids)
     for i, place in enumerate(vision_slices(segments)):
-        embeddings = see(trainee, pools, [s.sources[i] for s in batch], first.clip_source)
+        embeddings = embed_vision(trainee, pools, [s.sources[i] for s in batch], first.clip_source)
         und = torch.cat([und[:, : place.start], embeddings, und[:, place.stop :]], dim=1)
 
     lead = Plan.of(sequence, 0, 1)  # the system prompt, the same for all
@@ -439,7 +439,7 @@ STAGES = (
 BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32}
 
 
-def shares(progress: float) -> dict[str, float]:
+def mixture(progress: float) -> dict[str, float]:
     for share, start, end in STAGES:
         if progress <= share or (share, start, end) == STAGES[-1]:
             t = min(progress / share, 1.0)
@@ -464,7 +464,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def shared(parameters: list[torch.Tensor]) -> None:
+def reduce_gradients(parameters: list[torch.Tensor]) -> None:
     """Sums the gradients of all processes. Parameters that no process used keep none, so that nothing moves them."""
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
     flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters), used])
@@ -538,7 +538,7 @@ def train(rank: int, arguments, pools: Path, vae: dict, vision: dict, rendezvous
         report(f"{len(samples)} samples, {len(rows)} rows, {numbers:.1f} M numbers, {arguments.processes} processes")
     started, begun = time.monotonic(), step
     while step < arguments.steps:
-        mix = shares(step / arguments.steps if arguments.start is None else 1.0)
+        mix = mixture(step / arguments.steps if arguments.start is None else 1.0)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -553,7 +553,7 @@ def train(rank: int, arguments, pools: Path, vae: dict, vision: dict, rendezvous
                 losses[task][0] += loss.item()
                 losses[task][1] += 1
         if arguments.processes > 1:
-            shared(parameters)
+            reduce_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
