@@ -25,7 +25,8 @@ from .transformer import LanceTransformer
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
 STAYING = ("cpu", "mps", "privateuseone")  # share the computer's memory; of DirectML's, the last, no size is known
 
-# What nodes for other models leave in a conditioning, and what to do with Lance instead.
+# What nodes for other models leave in a conditioning, and what to do with Lance instead. Not formatted, as the names of
+# one sentence would take a line each.
 UNREAD = {
     "reference_latents": "reference latents. Show it pictures with Lance Encode Image Edit or Lance Encode References",
     "unclip_conditioning": "unCLIP's pictures. Show it pictures with Lance Encode References",

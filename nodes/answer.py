@@ -18,6 +18,29 @@ TASKS = ("question", "caption")
 SAMPLING = ("off", "on")
 
 
+def task_input() -> io.Input:
+    return io.DynamicCombo.Input(
+        "task",
+        options=[
+            io.DynamicCombo.Option(
+                TASKS[0],
+                [io.String.Input("question", multiline=True, dynamic_prompts=True, tooltip="What you want to know.")],
+            ),
+            io.DynamicCombo.Option(
+                TASKS[1],
+                [
+                    io.Combo.Input(
+                        "style",
+                        options=list(tasks.CAPTION),
+                        tooltip="Which of the trained instructions to caption by.",
+                    )
+                ],
+            ),
+        ],
+        tooltip="Ask something, or have everything described.",
+    )
+
+
 def sampling_input() -> io.Input:
     return io.DynamicCombo.Input(
         "sampling",
@@ -96,30 +119,7 @@ class LanceAnswer(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load Lance; LoRAs on it count."),
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
-                io.DynamicCombo.Input(
-                    "task",
-                    options=[
-                        io.DynamicCombo.Option(
-                            TASKS[0],
-                            [
-                                io.String.Input(
-                                    "question", multiline=True, dynamic_prompts=True, tooltip="What you want to know."
-                                )
-                            ],
-                        ),
-                        io.DynamicCombo.Option(
-                            TASKS[1],
-                            [
-                                io.Combo.Input(
-                                    "style",
-                                    options=list(tasks.CAPTION),
-                                    tooltip="Which of the trained instructions to caption by.",
-                                )
-                            ],
-                        ),
-                    ],
-                    tooltip="Ask something, or have everything described.",
-                ),
+                task_input(),
                 io.Autogrow.Input(
                     "images",
                     template=io.Autogrow.TemplatePrefix(io.Image.Input("image"), prefix="image", min=0, max=16),
