@@ -19,6 +19,7 @@ from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.reference import LanceEncodeReferences
+from comfyui_lance.nodes.resolution import KEEP
 from support.sampling import sample, schedule
 
 ENCODERS = {".webm": "libvpx-vp9", ".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".h264": "libx264"}

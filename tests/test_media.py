@@ -9,6 +9,7 @@ from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.latent import SIZES, EmptyLanceLatent
 from comfyui_lance.nodes.reference import LanceEncodeReferences
+from comfyui_lance.nodes.resolution import DEMONSTRATION, KEEP, RESOLUTIONS
 from support.pictures import clip_of, picture
 from support.sampling import sample, schedule
 

@@ -19,6 +19,7 @@ from comfyui_lance.nodes.encode import LanceEncode
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
 from comfyui_lance.nodes.reference import LanceEncodeReferences
+from comfyui_lance.nodes.resolution import KEEP
 from support.answers import OFF, QUESTION, node
 from support.sampling import sample, schedule
 
