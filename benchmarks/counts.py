@@ -70,7 +70,7 @@ def steps(load: Load, path: Path) -> Iterator[tuple[str, object]]:
         frames, height, width = load.target
         latent = torch.zeros(1, 48, (frames - 1) // 4 + 1, height // 16, width // 16)
         seen = [medium(load.vision, latent)] if load.vision else []
-        pair = language.encode_pair(clip, "A red fox in the snow.", seen=seen)
+        pair = language.encode_pair(clip, "A red fox in the snow.", media=seen)
         counts = []
         comfy.sample.sample_custom(
             model,
@@ -95,10 +95,10 @@ def words(path: Path) -> Iterator[tuple[str, object]]:
 
     with pretend.comfyui(memory=80 * 2**30, numbers=False) as on:
         model, clip, _ = loading.load(path)
-        language.look(clip, [medium((1, 28, 28))])  # loads the weights
+        language.embed_media(clip, [medium((1, 28, 28))])  # loads the weights
         for name, size in (("picture 672×672", PICTURE), ("clip of six seconds, 616×616", CLIP)):
             before = on.count()
-            language.look(clip, [medium(size)])
+            language.embed_media(clip, [medium(size)])
             yield f"vision encoder: {name}", on.count().since(before)
         request = language.Request("What is in the picture?", media=(medium((1, 224, 224)),))
         for name, options in (

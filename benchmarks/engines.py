@@ -81,14 +81,14 @@ class Sample:
             latent = torch.randn(1, 48, *task.grid, generator=generator) if task.target else None
             given = model.model.process_latent_out(latent) if task.target else None
             seen = [media.Medium(patches, grid, given, Label.SOURCE if task.target else None)]
-        self.media = language.look(clip, seen) if seen else []
+        self.media = language.embed_media(clip, seen) if seen else []
         if not task.target:
             self.request = language.Request(PROMPT, media=tuple(self.media))
             self.sequence = language.prepare(clip, self.request).question(self.request)
             return
         modality = "video" if task.target[0] > 1 else "image"
         system = tasks.EDIT[modality] if seen else tasks.TEXT_TO[modality]
-        self.conds = language.encode_pair(clip, PROMPT, seen=self.media, system=system)
+        self.conds = language.encode_pair(clip, PROMPT, media=self.media, system=system)
         self.sequence, self.unconditional = (cond[0][1][CONDITIONING].with_target(task.grid) for cond in self.conds)
         u = torch.linspace(1, 0, steps + 1)
         self.sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)

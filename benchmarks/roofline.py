@@ -64,7 +64,7 @@ def pairs(sequence: Sequence, first: int = 0) -> tuple[int, int]:
 def sampling(
     device: Device, dims: dict[str, int], dtype: str, branches: list[tuple[Sequence, int]]
 ) -> tuple[float, float]:
-    """(TFLOP, seconds) that a sampling run needs: the context once, its shared head once, and the target's passes.
+    """(TFLOP, seconds) that a sampling run needs: the context once, its prefix once, and the target's passes.
 
     `branches` are the placed sequences of the conditional and the unconditional branch, and how often each is asked.
     A pass lasts as long as its arithmetic or as reading its experts, whichever is longer.
@@ -73,7 +73,10 @@ def sampling(
     per_pair = 4 * dims["heads"] * dims["head_dim"] * dims["layers"]
     for i, (sequence, passes) in enumerate(branches):
         context = sequence.without_target()
-        for times, part, first in ((1, context, sequence.head if i else 0), (passes, sequence, len(context.segments))):
+        for times, part, first in (
+            (1, context, sequence.prefix if i else 0),
+            (passes, sequence, len(context.segments)),
+        ):
             tokens, seen = pairs(part, first)
             one = tokens * 2 * expert(dims) + seen * per_pair
             experts = 2 if any(segment.latents for segment in part.segments[first:]) else 1

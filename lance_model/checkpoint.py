@@ -31,7 +31,7 @@ VISION_FILES = ("Qwen2.5-VL-ViT/vit.safetensors", "vit.safetensors")
 VAE_FILES = ("Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors", "Wan2.2_VAE.pth")
 
 # Where a key belongs, by the first prefix that fits: the prefix in the file, the part, the prefix in that part.
-PLACES = (
+PREFIXES = (
     ("language_model.model.embed_tokens.", "language", "embed_tokens."),
     ("language_model.lm_head.", "language", "lm_head."),
     ("embed_tokens.", "language", "embed_tokens."),
@@ -190,7 +190,7 @@ class Parts:
 
 def place(key: str) -> tuple[str, str] | None:
     """The part to which a key without its file's prefix belongs, and its name there; None for a key of no part."""
-    return next(((part, new + key[len(old) :]) for old, part, new in PLACES if key.startswith(old)), None)
+    return next(((part, new + key[len(old) :]) for old, part, new in PREFIXES if key.startswith(old)), None)
 
 
 def assign(header: Header, prefix: str = "") -> Parts:

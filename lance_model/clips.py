@@ -1,6 +1,6 @@
-"""Clips in files: the frames that the model sees, by their true times.
+"""The frames that the model sees of a clip, from files by their true times.
 
-- A clip is decoded twice. The first pass notes the frames' times, the second converts the chosen frames alone: memory
+- A file is decoded twice. The first pass notes the frames' times, the second converts the chosen frames alone: memory
   grows with them, not with the clip's length.
 - At a constant rate the choice is the reference's, which counts frames. Screen recordings and phones write frames when
   something moves, and the rate that such a file names may be anything; those are taken by their times.
@@ -17,6 +17,7 @@ from itertools import islice
 import av
 import numpy
 import torch
+from comfy_api.latest import Input, InputImpl
 
 from . import media
 
@@ -26,6 +27,24 @@ EIGHT_BITS = ("yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8")
 ALIGNMENT = 32  # pixels; the conversion to floats reads beyond rows of other widths
 
 Window = tuple[float, float]  # of ComfyUI's trimmed clips: the start and the duration in seconds, 0 being all
+
+
+def sampled(
+    video: Input.Video, sample_fps: float = media.FPS, max_seconds: float = media.MAX_SECONDS
+) -> tuple[torch.Tensor, float]:
+    """The frames [1 + 4k, h, w, 3] of a clip that the model sees, and the clip's length in seconds.
+
+    Raises ValueError for a clip without frames.
+    """
+    # Newer versions of ComfyUI crop a clip while it is decoded, which its file knows nothing of.
+    edited = hasattr(video, "has_pending_frame_edits") and video.has_pending_frame_edits()
+    if isinstance(video, InputImpl.VideoFromFile) and not edited:
+        return read(video.get_stream_source(), video.get_active_trim_window(), sample_fps, max_seconds)
+    components = video.get_components()
+    if not components.images.numel():
+        raise ValueError(NO_FRAMES)
+    rate = float(components.frame_rate)
+    return media.sample_frames(components.images, rate, sample_fps, max_seconds), components.images.shape[0] / rate
 
 
 def read(

@@ -12,37 +12,25 @@ from dataclasses import dataclass
 
 import comfy.patcher_extension
 
-from .layer import Run
-from .sequence import Segment, Sequence
+from .sequence import Sequence
 from .streaming import KeyValues, Waiting
 
 STORE = "lance_context"  # its place in the run's transformer_options
 
 
-def runs(segments: tuple[Segment, ...]) -> list[Run]:
-    """Attention runs of context segments: neighbouring text is one causal run, a block is a full one."""
-    out: list[Run] = []
-    for segment in segments:
-        if segment.is_text and out and out[-1].causal:
-            out[-1] = Run(True, out[-1].und + len(segment), 0)
-        elif len(segment):
-            out.append(Run(segment.is_text, segment.embedded, segment.latents))
-    return out
-
-
 @dataclass
 class Context:
-    """Pieces of keys and values whose concatenation is the context, and how many tokens of the first are the head.
+    """Pieces of keys and values whose concatenation is the context, and how many tokens of the first are the prefix.
 
     `step` is the sampling step that used it last.
     """
 
     pieces: list[KeyValues]
-    head: int
+    prefix: int
     step: object = None
 
-    def head_pieces(self) -> list[KeyValues]:
-        return [[(k[:, : self.head], v[:, : self.head]) for k, v in self.pieces[0]]] if self.head else []
+    def prefix_pieces(self) -> list[KeyValues]:
+        return [[(k[:, : self.prefix], v[:, : self.prefix]) for k, v in self.pieces[0]]] if self.prefix else []
 
 
 class ContextStore:
@@ -69,13 +57,13 @@ class ContextStore:
             for key, other in known:
                 if key[0] is sequence and other.step is not step:
                     self._contexts.pop(key, None)
-            shared = next((c for (other, v), c in known if v == variant and sequence.shares_head(other)), None)
-            if shared is None:
-                head = sum(len(s) for s in sequence.segments[: sequence.head])
-                context = Context([compute(0, [])], head)
+            alike = next((c for (other, v), c in known if v == variant and sequence.same_prefix(other)), None)
+            if alike is None:
+                prefix = sum(len(s) for s in sequence.segments[: sequence.prefix])
+                context = Context([compute(0, [])], prefix)
             else:
-                past = shared.head_pieces()
-                context = Context([*past, compute(sequence.head if past else 0, past)], shared.head)
+                past = alike.prefix_pieces()
+                context = Context([*past, compute(sequence.prefix if past else 0, past)], alike.prefix)
             self._contexts[(sequence, variant)] = context
         context.step = step
         return context.pieces

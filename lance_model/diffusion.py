@@ -14,9 +14,10 @@ import torch
 
 from . import partners, patches
 from .compiling import in_parts
-from .context import STORE, ContextStore, runs
+from .context import STORE, ContextStore
 from .layer import PER_BRANCH
-from .positions import latent_position_tables, position_ids, stream_frequencies
+from .plan import Plan
+from .positions import latent_position_tables
 from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
 from .streaming import KeyValues
 from .transformer import LanceTransformer
@@ -24,7 +25,8 @@ from .transformer import LanceTransformer
 ONE_PASS = 4096  # target tokens; beyond, products fill a device by themselves, and a joint pass only takes more memory
 STAYING = ("cpu", "mps", "privateuseone")  # share the computer's memory; of DirectML's, the last, no size is known
 
-# What nodes for other models leave in a conditioning, and what to do with Lance instead.
+# What nodes for other models leave in a conditioning, and what to do with Lance instead. Not formatted, as the names of
+# one sentence would take a line each.
 UNREAD = {
     "reference_latents": "reference latents. Show it pictures with Lance Encode Image Edit or Lance Encode References",
     "unclip_conditioning": "unCLIP's pictures. Show it pictures with Lance Encode References",
@@ -212,20 +214,16 @@ class Lance(comfy.model_base.BaseModel):
         self, store: ContextStore, sequence: Sequence, x, dtype, transformer_options, first: int, past: list[KeyValues]
     ) -> KeyValues:
         """Keys and values of the context's segments from `first` on, for passes over latents like x."""
-        context, device = sequence.context, x.device
-        segments, skipped = context[first:], sum(s.embedded for s in context[:first])
-        und = sequence.embeddings[:, skipped : skipped + sum(s.embedded for s in segments)]
-        gen = [self._clean_latents(s, device, dtype) for s in segments if s.latents]
-        positions = position_ids(sequence.without_target())[first:]
-        frequencies = stream_frequencies(segments, positions, self.diffusion_model.head_dim, device)
+        plan, device = Plan.of(sequence.without_target(), first), x.device
+        gen = [self._clean_latents(s, device, dtype) for s in plan.segments if s.latents]
         known, _ = self.diffusion_model.context(
-            und.to(device, dtype),
+            sequence.embeddings[:, plan.und].to(device, dtype),
             torch.cat(gen, dim=1) if gen else None,
-            frequencies,
-            runs(segments),
+            plan.frequencies(self.diffusion_model.head_dim, device),
+            plan.runs,
             past,
             transformer_options | self.prefetching(),
-            keep=None if self._stays(sequence, x) else store.waiting.take,
+            keep=None if self._stays(sequence, x) else store.waiting.offload,
         )
         return known
 
@@ -264,10 +262,9 @@ class Lance(comfy.model_base.BaseModel):
                     f"{_size(source[0])}. Connect the latent of the node that encoded the edit; areas do not work on "
                     "edits, masks do (with set_cond_area at default)."
                 )
-            placed = sequence.with_target(grid)
-            positions = position_ids(placed)[-1:]
-            frequencies = stream_frequencies(placed.segments[-1:], positions, self.diffusion_model.head_dim, device)
-            target = sequence.embeddings[:, -2:].to(device, dtype), *frequencies
+            plan = Plan.of(sequence.with_target(grid), -1)
+            frequencies = plan.frequencies(self.diffusion_model.head_dim, device)
+            target = sequence.embeddings[:, plan.und].to(device, dtype), *frequencies
             targets += [target] * (share if len(sequences) > 1 else 1)
         tables = latent_position_tables(grid, self.diffusion_model.hidden, device, dtype)
         brackets, und, gen = (torch.cat(rows) for rows in zip(*targets))

@@ -13,9 +13,9 @@ import comfy.utils
 import torch
 
 from .choosing import choose
-from .context import runs
 from .decoding import Held
-from .positions import position_ids, rotary_frequencies
+from .plan import Plan
+from .positions import rotary_frequencies
 from .sequence import IM_END, TEXT_VOCABULARY
 
 LOOK_EVERY = 8  # tokens, on devices that run ahead of Python
@@ -57,17 +57,11 @@ def generate(
     transformer, dtype = model.diffusion_model, model.get_dtype_inference()
     options = {"prefetch_dynamic_vbars": model_patcher.is_dynamic()}
 
-    sequence = language.question(request)
-    positions = torch.cat(position_ids(sequence), dim=1)
-    decoder = transformer.language_model.model
-    cache = transformer.cache(positions.shape[1] + max_length, device, dtype)
-    # Text goes on one step after the last text token, on all three axes.
-    following = positions[:, -1:] + torch.arange(1, max_length + 1)
-    frequencies = rotary_frequencies(torch.cat([positions, following], dim=1), transformer.head_dim, device)
-    known = positions.shape[1]
-    embeddings = sequence.embeddings.to(device, dtype)
-    hidden = transformer.read(embeddings, frequencies[:, :known], cache, 0, runs(sequence.segments), options)
+    sequence, norm = language.question(request), transformer.language_model.model.norm
+    hidden, cache, frequencies = _read(transformer, sequence, max_length, device, dtype, options)
+    known = frequencies.shape[1] - max_length
 
+    rules = do_sample, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty
     generator = torch.Generator(device=language.execution_device).manual_seed(seed or 0) if do_sample else None
     look_every = 1 if comfy.model_management.is_device_cpu(device) else LOOK_EVERY
     progress = comfy.utils.ProgressBar(max_length)
@@ -79,20 +73,9 @@ def generate(
                 token = language.embed_tokens(answer[None, step - 1 : step], out_dtype=dtype).to(device)
                 last = known + step - 1
                 hidden = held.read(token, frequencies[:, last : last + 1], cache, last)
-            logits = language.lm_head(decoder.norm(hidden[:, -1]).to(language.execution_device)).float()
+            logits = language.lm_head(norm(hidden[:, -1]).to(language.execution_device)).float()
             logits[:, TEXT_VOCABULARY:] = float("-inf")
-            answer[step] = choose(
-                logits,
-                answer[:step],
-                generator,
-                do_sample,
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                repetition_penalty,
-                presence_penalty,
-            )
+            answer[step] = choose(logits, answer[:step], generator, *rules)
             if (step + 1) % look_every and step + 1 < max_length:
                 continue
             ids = answer[: step + 1].tolist()
@@ -104,6 +87,20 @@ def generate(
             if ended:
                 break
     return ids
+
+
+def _read(transformer, sequence, max_length: int, device, dtype, options: dict) -> tuple:
+    """The question's last hidden state, keys and values with room for the answer, and frequencies of both."""
+    plan = Plan.of(sequence)
+    positions, _ = plan.positions
+    known = positions.shape[1]
+    cache = transformer.cache(known + max_length, device, dtype)
+    # Text goes on one step after the last text token, on all three axes.
+    following = positions[:, -1:] + torch.arange(1, max_length + 1)
+    frequencies = rotary_frequencies(torch.cat([positions, following], dim=1), transformer.head_dim, device)
+    embeddings = sequence.embeddings.to(device, dtype)
+    hidden = transformer.read(embeddings, frequencies[:, :known], cache, 0, plan.runs, options)
+    return hidden, cache, frequencies
 
 
 def _memory(model_patcher, request, max_length: int) -> float:

@@ -14,12 +14,12 @@ import torch
 import torch.nn as nn
 from transformers import Qwen2Tokenizer
 
-from . import generation, partners, tasks
+from . import generation, partners, resolution, tasks
 from .checkpoint import CheckpointError
 from .config import VisionConfig
 from .diffusion import Lance
-from .media import Medium, sample_frames, see
-from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence
+from .media import Medium, preprocess, sample_frames
+from .sequence import CONDITIONING, IM_END, IM_START, TEXT_VOCABULARY, Label, Segment, Sequence, vision_slices
 from .vision import VisionEncoder
 
 
@@ -81,8 +81,8 @@ class LanceTokenizer:
             raise ValueError(
                 "There is nothing to answer. Write a prompt, connect a picture, or use the default template."
             )
-        seen = [see(picture[None], "image 768") for batch in batches for picture in batch]
-        seen += [see(sample_frames(clip, fps=24), "video 480p") for clip in clips]
+        seen = [preprocess(picture[None], resolution.IMAGE) for batch in batches for picture in batch]
+        seen += [preprocess(sample_frames(clip, fps=24), resolution.VIDEO) for clip in clips]
         if system is None:
             system = system_prompt.strip() or None
         request = Request(text, system, "video" if clips else target, (*media, *seen), not skip_template, mape)
@@ -129,20 +129,20 @@ def prepare(clip, request: Request) -> LanceLanguage:
     return clip.cond_stage_model
 
 
-def look(clip, seen: list[Medium]) -> list[Medium]:
+def embed_media(clip, media: list[Medium]) -> list[Medium]:
     """The media with their vision embeddings, for several encodings of the same media."""
-    language = prepare(clip, Request("", media=tuple(seen)))
+    language = prepare(clip, Request("", media=tuple(media)))
     with comfy.model_management.cuda_device_context(clip.patcher.load_device):
-        return [replace(medium, embeddings=language.embed_vision(medium)) for medium in seen]
+        return [replace(medium, embeddings=language.embed_vision(medium)) for medium in media]
 
 
-def encode_pair(clip, prompt: str, negative_prompt: str = "", seen: list[Medium] = (), **request):
+def encode_pair(clip, prompt: str, negative_prompt: str = "", media: list[Medium] = (), **request):
     """Positive and negative CONDITIONING over the same media, which the vision encoder sees once."""
     check(clip)
-    seen = tuple(look(clip, seen)) if seen else ()
+    media = tuple(embed_media(clip, media)) if media else ()
 
     def encode(text: str):
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text, media=seen, **request))
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text, media=media, **request))
 
     return encode(prompt), encode(negative_prompt)
 
@@ -225,9 +225,9 @@ class LanceLanguage(nn.Module):
         patches = medium.patches.to(device, self.compute_dtype(device))
         return self.visual(patches, medium.grid)
 
-    def sequence(self, request: Request, segments: list[Segment], head: int, mape: bool) -> Sequence:
+    def sequence(self, request: Request, segments: list[Segment], prefix: int, mape: bool) -> Sequence:
         """Embeds the segments' understanding tokens."""
-        ids = [i for s in segments for i in (s.token_ids() if not s.latents else s.token_ids()[:: len(s) - 1])]
+        ids = [i for segment in segments for i in segment.und_ids()]
         if max(ids) >= len(self.embed_tokens.weight):
             raise ValueError(
                 f"This Lance has embeddings for {len(self.embed_tokens.weight):,} tokens, but its tokenizer has "
@@ -235,20 +235,17 @@ class LanceLanguage(nn.Module):
             )
         device = self.execution_device
         embeddings = self.embed_tokens(torch.tensor([ids], device=device), out_dtype=self.compute_dtype(device))
-        seen, start = iter(request.media), 0
-        for segment in segments:
-            if segment.label == Label.VISION:
-                embeddings[0, start + 1 : start + 1 + segment.inner] = self.embed_vision(next(seen)).to(embeddings)
-            start += segment.embedded
-        return Sequence(tuple(segments), embeddings, head, mape)
+        for medium, place in zip(request.media, vision_slices(segments)):
+            embeddings[0, place] = self.embed_vision(medium).to(embeddings)
+        return Sequence(tuple(segments), embeddings, prefix, mape)
 
     def encode_token_weights(self, tokens: dict) -> tuple[torch.Tensor, None, dict]:
         """Embeddings [1, n, hidden] of the sequence's understanding tokens, and the sequence itself."""
         request = tokens["lance"]
         system = tasks.TEXT_TO[request.target] if request.system is None else request.system
-        segments, head = self.tokenizer.segments(request, system)
+        segments, prefix = self.tokenizer.segments(request, system)
         segments.append(Segment(Label.TARGET, grid=(0, 0, 0)))
-        sequence = self.sequence(request, segments, head, mape=True)
+        sequence = self.sequence(request, segments, prefix, mape=True)
         sequence = replace(sequence, embeddings=sequence.embeddings.to(comfy.model_management.intermediate_device()))
         return sequence.embeddings, None, {CONDITIONING: sequence}
 
@@ -258,8 +255,8 @@ class LanceLanguage(nn.Module):
         system = request.system
         if system is None:
             system = tasks.QUESTION[request.target] if request.media else tasks.ASSISTANT
-        segments, head = self.tokenizer.segments(request, system)
-        return self.sequence(request, segments, head, request.mape)
+        segments, prefix = self.tokenizer.segments(request, system)
+        return self.sequence(request, segments, prefix, request.mape)
 
     def generate(self, tokens: dict, **options) -> list[int]:
         """Ids of the answer, without end token. Options are those of core's Generate Text, see

@@ -56,7 +56,7 @@ CHOOSE_VAE = "Choose Wan 2.2's (Wan2.2_VAE.pth or wan2.2_vae.safetensors)."
 _in_use: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def _shared(key: tuple, paths: tuple[Path, ...], build: Callable):
+def _cached(key: tuple, paths: tuple[Path, ...], build: Callable):
     """What was built for these files, while somebody uses it and they are unchanged; else what `build` returns."""
     identity = (*key, *((path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
     found = _in_use.get(identity)
@@ -110,7 +110,7 @@ def load_model(part: Part, weight_dtype: str):
 
     Callers take clones of it: only those share the backups of the weights that LoRAs replace.
     """
-    return _shared(("model", weight_dtype), (part.path,), partial(_build_model, part, weight_dtype))
+    return _cached(("model", weight_dtype), (part.path,), partial(_build_model, part, weight_dtype))
 
 
 def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
@@ -167,7 +167,7 @@ def load_clip(language: Part, vision: Part, model) -> comfy.sd.CLIP:
     through `model`."""
     build = partial(_build_language, language, vision, model)
     clip = comfy.sd.CLIP(no_init=True)
-    clip.patcher = _shared(("clip", model), (language.path, vision.path), build).clone()
+    clip.patcher = _cached(("clip", model), (language.path, vision.path), build).clone()
     clip.cond_stage_model, clip.tokenizer = clip.patcher.model, clip.patcher.model.tokenizer
     clip.layer_idx, clip.apply_hooks_to_conds = None, None
     clip.use_clip_schedule, clip.tokenizer_options = False, {}
@@ -231,7 +231,7 @@ def load_vae(part: Part, vae: str | os.PathLike | None, folders: list[Path]) -> 
             "folder, or ComfyUI's wan2.2_vae.safetensors into models/vae and choose it in Load Lance."
         )
     check_file(path)
-    return _shared(("vae",), (path,), partial(_build_vae, path))
+    return _cached(("vae",), (path,), partial(_build_vae, path))
 
 
 def _build_vae(path: Path) -> comfy.sd.VAE:

@@ -1,9 +1,10 @@
-"""Pictures and clips as Lance was trained on them: buckets, crops, frame sampling, vision patches."""
+"""Pictures and clips as Lance was trained on them: crops, frame sampling, vision patches."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy
 import torch
@@ -11,48 +12,14 @@ from PIL import Image
 
 from .sequence import Grid, Label, Segment
 
-RATIOS = (21 / 9, 16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 STRIDE = 16  # pixels a latent
 PATCH, MERGE, PATCH_FRAMES = 14, 2, 2
 VISION_STRIDE = PATCH * MERGE
 VISION_MEAN = (0.48145466, 0.4578275, 0.40821073)
 VISION_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Square root of the area for the VAE and for the vision encoder.
-PRESETS = {
-    "image 768": (768, 672),
-    "image 512": (512, 448),
-    "image 256": (256, 224),
-    "video 480p": (640, 616),
-    "video 360p": (480, 476),
-    "video 192p": (256, 224),
-}
-KEEP = "keep size"  # the picture's own size, cut to the latent grid
-DEMONSTRATION = "demonstration 64x64"  # a square, whatever the picture's size
-DEMONSTRATION_SIDES = (64, 56)
-VISION_SCALE = 7 / 8  # of the VAE's size, as in the image presets
-
 FPS = 12
 MAX_SECONDS = 6.0
-
-
-def buckets(side: int) -> list[tuple[int, int]]:
-    """Sizes (width, height) of about side² pixels, one for each ratio, on the latent grid."""
-    sizes = []
-    for ratio in RATIOS:
-        width = round(side * math.sqrt(ratio) / STRIDE) * STRIDE
-        height = round(side / math.sqrt(ratio) / STRIDE) * STRIDE
-        candidates = [
-            (width, round(width / ratio / STRIDE) * STRIDE),
-            (round(height * ratio / STRIDE) * STRIDE, height),
-        ]
-        sizes.append(min(candidates, key=lambda s: (abs(s[0] / s[1] - ratio), abs(s[0] * s[1] - side * side))))
-    return sizes
-
-
-def bucket(width: int, height: int, side: int) -> tuple[int, int]:
-    """The bucket whose ratio is nearest the picture's."""
-    return min(buckets(side), key=lambda size: abs(size[0] / size[1] - width / height))
 
 
 def crop_box(width: int, height: int, ratio: float) -> tuple[int, int, int, int]:
@@ -112,30 +79,11 @@ class Fit:
     vision_size: tuple[int, int]
 
     @classmethod
-    def of(cls, width: int, height: int, preset: str) -> Fit:
-        """`preset` is one of PRESETS, KEEP or DEMONSTRATION."""
-        if preset != KEEP:
-            if preset == DEMONSTRATION:
-                size, vision_size = ((side, side) for side in DEMONSTRATION_SIDES)
-            else:
-                size, vision_size = (bucket(width, height, side) for side in PRESETS[preset])
-            return cls(
-                crop_box(width, height, size[0] / size[1]),
-                size,
-                crop_box(width, height, vision_size[0] / vision_size[1]),
-                vision_size,
-            )
-        size = tuple(max(STRIDE, length // STRIDE * STRIDE) for length in (width, height))
-        cut = (min(size[0], width), min(size[1], height))
-        left, top = (width - cut[0]) // 2, (height - cut[1]) // 2
-        box = (left, top, left + cut[0], top + cut[1])
-        return cls(box, size, box, tuple(max(1, round(n * VISION_SCALE / VISION_STRIDE)) * VISION_STRIDE for n in size))
-
-    @classmethod
-    def into(cls, width: int, height: int, size: tuple[int, int]) -> Fit:
-        """A picture that has to fill a given size; the vision encoder does not see it."""
-        box = crop_box(width, height, size[0] / size[1])
-        return cls(box, size, box, size)
+    def into(cls, width: int, height: int, size: tuple[int, int], vision_size: tuple[int, int] | None = None) -> Fit:
+        """A picture that has to fill a given size, and another for the vision encoder, unless that does not see it."""
+        vision_size = vision_size or size
+        box, vision_box = (crop_box(width, height, w / h) for w, h in (size, vision_size))
+        return cls(box, size, vision_box, vision_size)
 
     def for_vae(self, pictures: list[Image.Image]) -> torch.Tensor:
         """Images [n, h, w, 3] in 0..1 for VAE.encode."""
@@ -157,6 +105,12 @@ class Fit:
 
 def _resize(picture: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
     return picture.crop(box).resize(size, Image.Resampling.BICUBIC)
+
+
+class Resolution(Protocol):
+    """A rule by which pictures of any size are brought to sizes that the model knows."""
+
+    def fit(self, width: int, height: int) -> Fit: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,19 +135,15 @@ class Medium:
         return blocks
 
 
-def see(images: torch.Tensor, preset: str) -> Medium:
-    """A picture [1, h, w, c] or the frames of a clip [n, h, w, c], prepared for the vision encoder alone."""
-    return Medium(*patches(Fit.of(images.shape[2], images.shape[1], preset).for_vision(to_pictures(images))))
+def preprocess(images: torch.Tensor, resolution: Resolution, label: Label | None = None, vae=None) -> Medium:
+    """A picture [1, h, w, c] or the frames of a clip [n, h, w, c], prepared for the vision encoder.
 
-
-def take(images: torch.Tensor, preset: str, label: Label, vae) -> tuple[Medium, Fit]:
-    """A picture or the frames of a clip as the source of an edit or as a reference, and how it was cut.
-
-    `vae` is ComfyUI's VAE for Wan 2.2 latents; raises ValueError for another.
+    With a `label`, that of an edit's source or of a reference, they are encoded by `vae` as well, ComfyUI's VAE for
+    Wan 2.2 latents; raises ValueError for another.
     """
-    fit = Fit.of(images.shape[2], images.shape[1], preset)
-    pictures = to_pictures(images)
-    return Medium(*patches(fit.for_vision(pictures)), encode(vae, fit.for_vae(pictures)), label), fit
+    fit, pictures = resolution.fit(images.shape[2], images.shape[1]), to_pictures(images)
+    latent = encode(vae, fit.for_vae(pictures)) if label is not None else None
+    return Medium(*patches(fit.for_vision(pictures)), latent, label)
 
 
 def encode(vae, images: torch.Tensor) -> torch.Tensor:

@@ -15,12 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checkpoint import CheckpointError
+from .resolution import Square
 
 PACKED = Path(__file__).with_name("nano.safetensors")
 VOCABULARY = 151936
 VOCABULARY_KEYS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 ROWS = "vocabulary_rows"
 VAE = "vae."
+SIDE = 64  # pixels of the pictures and clips that it knows
+RESOLUTION = Square(SIDE, 56)
 
 
 def checkpoint(folder: Path) -> Path:

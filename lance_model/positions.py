@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .sequence import LATENT_LABELS, Grid, Label, Segment, Sequence
+from .sequence import Grid, Label, Sequence
 
 FRAME_STEP = 2  # tokens_per_second of Qwen2.5-VL, for vision and latent blocks alike
 MODALITY_OFFSET = {Label.VISION: 1000, Label.REFERENCE: 2000}
@@ -70,20 +70,6 @@ def rotation(angles: torch.Tensor) -> torch.Tensor:
     """Rotation matrices [1, ..., 1, n, 2, 2] of angles [..., n], one for each pair of a head's channels."""
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))[None, ..., None, :, :, :]
-
-
-def stream_frequencies(
-    segments: tuple[Segment, ...], positions: list[torch.Tensor], head_dim: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary frequencies of the segments' understanding tokens and of their latents."""
-    und, gen = [], [torch.empty(3, 0, dtype=torch.int64)]
-    for segment, p in zip(segments, positions):
-        if segment.label in LATENT_LABELS:
-            und.append(p[:, [0, -1]])
-            gen.append(p[:, 1:-1])
-        else:
-            und.append(p)
-    return tuple(rotary_frequencies(torch.cat(p, dim=1), head_dim, device) for p in (und, gen))
 
 
 def latent_position_tables(grid: Grid, hidden: int, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:

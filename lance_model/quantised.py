@@ -16,9 +16,11 @@ Both kinds of `qweight` are [out, in / 2] bytes, the even column in the low four
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import comfy.ops
+import comfy.utils
 import torch
 from comfy.quant_ops import QUANT_ALGOS, ck
 from safetensors import safe_open
@@ -29,7 +31,6 @@ from .config import Shape
 FP8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 FP4, INT4 = "blocks of FP4", "groups of INT4"  # not ComfyUI's formats
 FORMATS = {"float8_e4m3fn", "float8_e5m2", "mxfp8", "nvfp4"} & QUANT_ALGOS.keys()
-OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 BYTES = ("U8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # an fp8 tensor may be stored as plain bytes
 FLOATS = ("F32", "BF16", "F16")
 STORED_DTYPES = (*FLOATS, "F8_E4M3", "F8_E5M2")  # of plain weights, as safetensors spells them
@@ -97,14 +98,24 @@ def _json(part: Part, text: str | bytes) -> dict:
 
 
 def _scaled_fp8(part: Part) -> tuple[Part, Settings]:
-    full = {"full_precision_matrix_mult": True} if part.shapes["scaled_fp8"] == (2,) else {}
-    dtypes, keys, found = part.dtypes, {}, {}
-    for name, key in part.keys.items():
-        layer, _, kind = name.rpartition(".")
-        if kind == "scale_weight":
-            found[layer] = {"format": FP8.get(dtypes.get(layer + ".weight"))} | full
-        keys[f"{layer}.{OLD_NAMES[kind]}" if kind in OLD_NAMES else name] = key
-    del keys["scaled_fp8"]
+    """By ComfyUI's own conversion, of stand-ins for the tensors: the weights are read when all has been checked.
+
+    It leaves out scales of inputs that are 1, and takes every layer for e4m3.
+    """
+    stand_ins = {name: torch.empty(shape, device="meta") for name, shape in part.shapes.items()}
+    with safe_open(part.path, "pt") as file:
+        for name, key in part.keys.items():
+            if name.endswith(".scale_input"):
+                stand_ins[name] = file.get_tensor(key) if math.prod(part.shapes[name]) == 1 else torch.zeros(())
+    names = {id(tensor): name for name, tensor in stand_ins.items()}
+    converted, _ = comfy.utils.convert_old_quants(dict(stand_ins))
+    keys, found = {}, {}
+    for name, tensor in converted.items():
+        if id(tensor) in names:
+            keys[name] = part.keys[names[id(tensor)]]
+        else:
+            layer, settings = name.removesuffix(".comfy_quant"), _json(part, bytes(tensor.tolist()))
+            found[layer] = settings | {"format": FP8.get(part.dtypes.get(layer + ".weight"))}
     return Part(part.header, keys), found
 
 

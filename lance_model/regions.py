@@ -45,10 +45,10 @@ def area_on_grid(area: tuple, grid: torch.Size) -> Area:
 
     Raises ValueError if it lies outside of the picture.
     """
-    shares = area[0] == "percentage"
-    numbers = area[1:] if shares else area
+    relative = area[0] == "percentage"
+    numbers = area[1:] if relative else area
     sizes, starts = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
-    units = grid[-len(sizes) :] if shares else (1, AREA_UNIT / CELL, AREA_UNIT / CELL)[-len(sizes) :]
+    units = grid[-len(sizes) :] if relative else (1, AREA_UNIT / CELL, AREA_UNIT / CELL)[-len(sizes) :]
     spans = [(start * unit, size * unit) for start, size, unit in zip(starts, sizes, units)]
     spans = [(0, grid[0])] * (len(grid) - len(spans)) + spans
     placed = [_span(axis, *span, cells) for axis, (span, cells) in enumerate(zip(spans, grid))]

@@ -11,8 +11,10 @@ generation expert.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import accumulate
 
 import torch
 
@@ -77,6 +79,10 @@ class Segment:
     def token_ids(self) -> tuple[int, ...]:
         return self.ids if self.is_text else (VISION_START, *[VIDEO_PAD] * self.inner, VISION_END)
 
+    def und_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that go through the understanding expert."""
+        return (VISION_START, VISION_END) if self.label in LATENT_LABELS else self.token_ids()
+
     def same(self, other: Segment) -> bool:
         """Whether both stand for the same tokens, embeddings of vision tokens aside."""
         if (self.label, self.ids, self.grid) != (other.label, other.ids, other.grid):
@@ -84,18 +90,30 @@ class Segment:
         return self.latent is other.latent or (self.latent is not None and torch.equal(self.latent, other.latent))
 
 
+def und_slices(segments: Collection[Segment]) -> list[slice]:
+    """Where each segment's understanding tokens stand among those of all."""
+    bounds = list(accumulate((segment.embedded for segment in segments), initial=0))
+    return [slice(start, end) for start, end in zip(bounds, bounds[1:])]
+
+
+def vision_slices(segments: Collection[Segment]) -> list[slice]:
+    """Where the tokens of each vision block, brackets aside, stand among all understanding tokens."""
+    places = zip(segments, und_slices(segments))
+    return [slice(place.start + 1, place.stop - 1) for segment, place in places if segment.label == Label.VISION]
+
+
 @dataclass(frozen=True, eq=False)
 class Sequence:
     """Segments and the `embeddings` [1, n, hidden] of their n understanding tokens, in order.
 
-    The target, where there is one, is the last segment and has no grid until sampling starts. `head` counts the
-    segments before the prompt: the conditional and the unconditional branch share them. Without `mape` positions are
-    plain mRoPE.
+    The target, where there is one, is the last segment and has no grid until sampling starts. `prefix` counts
+    the segments before the prompt: the conditional and the unconditional branch share them. Without `mape` positions
+    are plain mRoPE.
     """
 
     segments: tuple[Segment, ...]
     embeddings: torch.Tensor | None = None
-    head: int = 0
+    prefix: int = 0
     mape: bool = True
 
     @property
@@ -116,12 +134,12 @@ class Sequence:
     def labels(self) -> list[int]:
         return [int(segment.label) for segment in self.segments for _ in range(len(segment))]
 
-    def head_embeddings(self) -> torch.Tensor:
-        return self.embeddings[:, : sum(s.embedded for s in self.segments[: self.head])]
+    def prefix_embeddings(self) -> torch.Tensor:
+        return self.embeddings[:, : sum(s.embedded for s in self.segments[: self.prefix])]
 
-    def shares_head(self, other: Sequence) -> bool:
-        """Whether keys and values of the head are the same in both sequences."""
-        if self.head != other.head or self.mape != other.mape:
+    def same_prefix(self, other: Sequence) -> bool:
+        """Whether keys and values of the prefix are the same in both sequences."""
+        if self.prefix != other.prefix or self.mape != other.mape:
             return False
-        pairs = zip(self.segments[: self.head], other.segments[: other.head])
-        return all(a.same(b) for a, b in pairs) and torch.equal(self.head_embeddings(), other.head_embeddings())
+        pairs = zip(self.segments[: self.prefix], other.segments[: other.prefix])
+        return all(a.same(b) for a, b in pairs) and torch.equal(self.prefix_embeddings(), other.prefix_embeddings())

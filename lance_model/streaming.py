@@ -19,7 +19,7 @@ class Waiting:
     def __init__(self):
         self._pinned: list[torch.Tensor] = []
 
-    def take(self, x: torch.Tensor) -> torch.Tensor:
+    def offload(self, x: torch.Tensor) -> torch.Tensor:
         """A copy of x that waits."""
         host = torch.empty(x.shape, dtype=x.dtype, device=HOST)
         if comfy.model_management.pin_memory(host):

@@ -8,14 +8,37 @@ import torch
 from comfy_api.latest import Input, io
 from server import PromptServer
 
-from ..lance_model import language, media, tasks
+from ..lance_model import clips, language, media, tasks
 from .choice import chosen
-from .edit import ALWAYS, IMAGE_PRESETS, VIDEO_PRESETS, sampled
+from .resolution import DEFAULT, RESOLUTIONS, resolution_input
 
 EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
 POSITIONS = ("reference", "trained")
 TASKS = ("question", "caption")
 SAMPLING = ("off", "on")
+
+
+def task_input() -> io.Input:
+    return io.DynamicCombo.Input(
+        "task",
+        options=[
+            io.DynamicCombo.Option(
+                TASKS[0],
+                [io.String.Input("question", multiline=True, dynamic_prompts=True, tooltip="What you want to know.")],
+            ),
+            io.DynamicCombo.Option(
+                TASKS[1],
+                [
+                    io.Combo.Input(
+                        "style",
+                        options=list(tasks.CAPTION),
+                        tooltip="Which of the trained instructions to caption by.",
+                    )
+                ],
+            ),
+        ],
+        tooltip="Ask something, or have everything described.",
+    )
 
 
 def sampling_input() -> io.Input:
@@ -96,30 +119,7 @@ class LanceAnswer(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load Lance; LoRAs on it count."),
                 io.Clip.Input("clip", tooltip="The CLIP of Load Lance."),
-                io.DynamicCombo.Input(
-                    "task",
-                    options=[
-                        io.DynamicCombo.Option(
-                            TASKS[0],
-                            [
-                                io.String.Input(
-                                    "question", multiline=True, dynamic_prompts=True, tooltip="What you want to know."
-                                )
-                            ],
-                        ),
-                        io.DynamicCombo.Option(
-                            TASKS[1],
-                            [
-                                io.Combo.Input(
-                                    "style",
-                                    options=list(tasks.CAPTION),
-                                    tooltip="Which of the trained instructions to caption by.",
-                                )
-                            ],
-                        ),
-                    ],
-                    tooltip="Ask something, or have everything described.",
-                ),
+                task_input(),
                 io.Autogrow.Input(
                     "images",
                     template=io.Autogrow.TemplatePrefix(io.Image.Input("image"), prefix="image", min=0, max=16),
@@ -131,19 +131,19 @@ class LanceAnswer(io.ComfyNode):
                 ),
                 length_input(),
                 sampling_input(),
-                io.Combo.Input(
-                    "image_resolution",
-                    options=[*IMAGE_PRESETS, *ALWAYS],
-                    optional=True,
-                    advanced=True,
+                resolution_input(
+                    "image",
+                    name="image_resolution",
                     tooltip="How large pictures are for the vision encoder.",
-                ),
-                io.Combo.Input(
-                    "video_resolution",
-                    options=[*VIDEO_PRESETS, *ALWAYS],
                     optional=True,
                     advanced=True,
+                ),
+                resolution_input(
+                    "video",
+                    name="video_resolution",
                     tooltip="How large a clip is for the vision encoder.",
+                    optional=True,
+                    advanced=True,
                 ),
                 io.Combo.Input(
                     "positions",
@@ -175,25 +175,27 @@ class LanceAnswer(io.ComfyNode):
         sampling: dict | None = None,
         images: io.Autogrow.Type | None = None,
         video: Input.Video | None = None,
-        image_resolution: str = IMAGE_PRESETS[0],
-        video_resolution: str = VIDEO_PRESETS[0],
+        image_resolution: str = DEFAULT["image"],
+        video_resolution: str = DEFAULT["video"],
         positions: str = POSITIONS[0],
         system_prompt: str = "",
     ) -> io.NodeOutput:
         task = chosen("task", task, TASKS)
         batches = [media.some(batch, name) for name, batch in (images or {}).items()]
-        clips = [media.see(sampled(video)[0], video_resolution)] if video is not None else []
-        modality = "video" if clips else "image"
+        given = []
+        if video is not None:
+            given.append(media.preprocess(clips.sampled(video)[0], RESOLUTIONS[video_resolution]))
+        modality = "video" if given else "image"
         system, prompt = system_prompt.strip() or None, task.get("question", "")
         if task["task"] == "caption":
             system, prompt = system or tasks.CAPTION[task["style"]].format(m=modality), ""
-            if not batches and not clips:
+            if not batches and not given:
                 raise ValueError("There is nothing to caption. Connect a picture or a clip.")
         texts = []
         for i in range(max((len(batch) for batch in batches), default=1)):
             pictures = [batch[min(i, len(batch) - 1)][None] for batch in batches]
-            seen = (*(media.see(picture, image_resolution) for picture in pictures), *clips)
-            request = language.Request(prompt, system, modality, seen, mape=positions == "trained")
+            seen = [media.preprocess(picture, RESOLUTIONS[image_resolution]) for picture in pictures]
+            request = language.Request(prompt, system, modality, (*seen, *given), mape=positions == "trained")
             texts.append(respond(clip, model, request, max_length, sampling, cls.hidden.unique_id))
         return io.NodeOutput(texts)
 
@@ -215,12 +217,12 @@ class LanceEnhancePrompt(io.ComfyNode):
                 io.Image.Input("image", optional=True, tooltip="The clip's first frame, for image to video."),
                 length_input(),
                 sampling_input(),
-                io.Combo.Input(
-                    "image_resolution",
-                    options=[*IMAGE_PRESETS, *ALWAYS],
+                resolution_input(
+                    "image",
+                    name="image_resolution",
+                    tooltip="How large the picture is for the vision encoder.",
                     optional=True,
                     advanced=True,
-                    tooltip="How large the picture is for the vision encoder.",
                 ),
                 io.String.Input(
                     "instruction",
@@ -244,13 +246,14 @@ class LanceEnhancePrompt(io.ComfyNode):
         max_length: int = 256,
         sampling: dict | None = None,
         image: torch.Tensor | None = None,
-        image_resolution: str = IMAGE_PRESETS[0],
+        image_resolution: str = DEFAULT["image"],
         instruction: str = tasks.REWRITE,
     ) -> io.NodeOutput:
-        seen = (media.see(media.some(image, "image")[:1], image_resolution),) if image is not None else ()
-        text = respond(
-            clip, model, language.Request(prompt, instruction, media=seen), max_length, sampling, cls.hidden.unique_id
-        )
+        seen = []
+        if image is not None:
+            seen.append(media.preprocess(media.some(image, "image")[:1], RESOLUTIONS[image_resolution]))
+        request = language.Request(prompt, instruction, media=tuple(seen))
+        text = respond(clip, model, request, max_length, sampling, cls.hidden.unique_id)
         return io.NodeOutput(text or prompt)
 
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import Input, InputImpl, io
+from comfy_api.latest import Input, io
 
-from ..lance_model import clips, language, media, tasks
+from ..lance_model import clips, language, masks, media, tasks
 from ..lance_model.sequence import Label
 from .encode import advanced_prompts
-
-IMAGE_PRESETS = [name for name in media.PRESETS if name.startswith("image")]
-VIDEO_PRESETS = [name for name in media.PRESETS if name.startswith("video")]
-ALWAYS = (media.KEEP, media.DEMONSTRATION)
-RESOLUTION_TOOLTIP = (
-    "The size that the model works in: about as many pixels as the preset, in the nearest of six aspect ratios (the "
-    "edges are cropped to it), or the source's own size, cut to multiples of 16. The demonstration model knows 64x64 "
-    "alone."
-)
-UNPAINTED = (64, 64)  # the size of the zeros that Load Image gives as the mask of a picture without transparency
+from .resolution import RESOLUTIONS, resolution_input
 
 
 def _encode(
@@ -25,7 +16,7 @@ def _encode(
     vae,
     frames: torch.Tensor,
     prompt: str,
-    preset: str,
+    resolution: str,
     modality: str,
     mask: torch.Tensor | None,
     negative_prompt: str,
@@ -33,42 +24,13 @@ def _encode(
 ) -> tuple:
     if not prompt.strip():
         raise ValueError("There is no instruction. Write into prompt what to change, such as: make the circle blue.")
-    source, fit = media.take(frames, preset, Label.SOURCE, vae)
+    source = media.preprocess(frames, RESOLUTIONS[resolution], Label.SOURCE, vae)
     system = system_prompt.strip() or tasks.EDIT[modality]
     positive, negative = language.encode_pair(clip, prompt, negative_prompt, [source], system=system)
     latent = {"samples": source.latent}
     if mask is not None:
-        latent["noise_mask"] = latent_mask(mask, fit, frames)
+        latent["noise_mask"] = masks.on_latent(mask, frames, RESOLUTIONS[resolution])
     return positive, negative, latent
-
-
-def painted(mask: torch.Tensor | None, count: int, what: str) -> torch.Tensor | None:
-    """The masks [1 or count, h, w] of so many pictures or frames (`what`); None if nothing is painted."""
-    if mask is None:
-        return None
-    mask = mask[None].flatten(0, -3)
-    if mask.shape[-2:] == UNPAINTED and not mask.any():
-        return None
-    if mask.shape[0] not in (1, count):
-        raise ValueError(
-            f"There are {mask.shape[0]} masks, but the number of {what} is {count}. Give one mask, or one for each."
-        )
-    return mask
-
-
-def latent_mask(mask: torch.Tensor, fit: media.Fit, frames: torch.Tensor) -> torch.Tensor:
-    """A mask [n, h, w] for a picture or for each frame → [1, 1, t, h, w] on the latent grid."""
-    if mask.shape[-2:] != frames.shape[1:3]:
-        raise ValueError(
-            f"The mask is {mask.shape[-1]}x{mask.shape[-2]}, but the source is {frames.shape[2]}x{frames.shape[1]}. "
-            "Give a mask of the source's size."
-        )
-    cells = fit.for_mask(mask)[:, 0]
-    if mask.shape[0] > 1:  # a latent frame covers four frames, the first one a single one
-        cells = torch.stack([chunk.amax(dim=0) for chunk in (cells[:1], *cells[1:].split(4))])
-    else:
-        cells = cells.expand((frames.shape[0] - 1) // 4 + 1, -1, -1)
-    return cells[None, None]
 
 
 class LanceEncodeEdit(io.ComfyNode):
@@ -88,7 +50,7 @@ class LanceEncodeEdit(io.ComfyNode):
                 io.String.Input(
                     "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
                 ),
-                io.Combo.Input("resolution", options=[*IMAGE_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP),
+                resolution_input("image"),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -116,31 +78,13 @@ class LanceEncodeEdit(io.ComfyNode):
         system_prompt: str = "",
     ) -> io.NodeOutput:
         edits = []
-        mask = painted(mask, len(media.some(image, "image")), "pictures")
+        mask = masks.painted(mask, len(media.some(image, "image")), "pictures")
         for i, picture in enumerate(image):
             own_mask = None if mask is None else mask[min(i, len(mask) - 1)][None]
             edits.append(
                 _encode(clip, vae, picture[None], prompt, resolution, "image", own_mask, negative_prompt, system_prompt)
             )
         return io.NodeOutput(*(list(outputs) for outputs in zip(*edits)))
-
-
-def sampled(
-    video: Input.Video, sample_fps: float = media.FPS, max_seconds: float = media.MAX_SECONDS
-) -> tuple[torch.Tensor, float]:
-    """The frames [1 + 4k, h, w, 3] of a clip that the model sees, and the clip's length in seconds.
-
-    Raises ValueError for a clip without frames.
-    """
-    # Newer versions of ComfyUI crop a clip while it is decoded, which its file knows nothing of.
-    edited = hasattr(video, "has_pending_frame_edits") and video.has_pending_frame_edits()
-    if isinstance(video, InputImpl.VideoFromFile) and not edited:
-        return clips.read(video.get_stream_source(), video.get_active_trim_window(), sample_fps, max_seconds)
-    components = video.get_components()
-    if not components.images.numel():
-        raise ValueError(clips.NO_FRAMES)
-    rate = float(components.frame_rate)
-    return media.sample_frames(components.images, rate, sample_fps, max_seconds), components.images.shape[0] / rate
 
 
 class LanceEncodeVideoEdit(io.ComfyNode):
@@ -161,7 +105,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
                 io.String.Input(
                     "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
                 ),
-                io.Combo.Input("resolution", options=[*VIDEO_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP),
+                resolution_input("video"),
                 io.Float.Input(
                     "sample_fps",
                     default=media.FPS,
@@ -210,8 +154,8 @@ class LanceEncodeVideoEdit(io.ComfyNode):
         negative_prompt: str = "",
         system_prompt: str = "",
     ) -> io.NodeOutput:
-        frames, seconds = sampled(video, sample_fps, max_seconds)
-        mask = painted(mask, len(frames), "sampled frames")
+        frames, seconds = clips.sampled(video, sample_fps, max_seconds)
+        mask = masks.painted(mask, len(frames), "sampled frames")
         outputs = _encode(clip, vae, frames, prompt, resolution, "video", mask, negative_prompt, system_prompt)
         return io.NodeOutput(*outputs, frames.shape[0] / seconds)
 

@@ -7,8 +7,8 @@ import torch
 from comfy_api.latest import io
 
 from ..lance_model import media
-from .edit import ALWAYS, RESOLUTION_TOOLTIP, VIDEO_PRESETS
 from .latent import latent_frames
+from .resolution import RESOLUTIONS, resolution_input
 
 CHUNK = 4  # frames in each latent frame but the first
 
@@ -37,7 +37,7 @@ class LanceImageToVideo(io.ComfyNode):
                     tooltip="The last frame, which is held for the clip's last four, or the frames that the clip "
                     "ends with.",
                 ),
-                io.Combo.Input("resolution", options=[*VIDEO_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP),
+                resolution_input("video"),
                 io.Int.Input(
                     "frames",
                     default=49,
@@ -67,7 +67,7 @@ class LanceImageToVideo(io.ComfyNode):
         first = start if start is not None else end
         if first is None:
             raise ValueError("Connect a start or an end picture; for a clip from text alone, use Empty Lance Latent.")
-        size = media.Fit.of(first.shape[2], first.shape[1], resolution).size
+        size = RESOLUTIONS[resolution].fit(first.shape[2], first.shape[1]).size
         given_start = [] if start is None else [_encode_start(vae, start, size)]
         given_end = [] if end is None else [_encode_end(vae, end, size)]
         free = latent_frames(frames) - sum(latent.shape[2] for latent in given_start + given_end)

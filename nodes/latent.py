@@ -9,6 +9,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..lance_model import nano
 from .choice import chosen
 
 CUSTOM = "custom"
@@ -16,7 +17,7 @@ SIZES = {
     "image": ["768x768", "1024x576", "944x624", "880x672", "1168x496", "576x1024", "624x944", "672x880", "496x1168"],
     "video 480p": ["848x480", "784x528", "736x560", "640x640", "976x416", "480x848", "528x784", "560x736", "416x976"],
     "video 360p": ["640x352", "560x416", "480x480", "352x640", "416x560"],
-    "demonstration": ["64x64"],  # what the demonstration model was trained on
+    "demonstration": [f"{nano.SIDE}x{nano.SIDE}"],
 }
 OPTIONS = [f"{kind} {size}" for kind, sizes in SIZES.items() for size in sizes]
 MAX_FRAMES = 121  # what Lance was trained for: ten seconds at 12 fps

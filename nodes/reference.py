@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..lance_model import language, media, tasks
 from ..lance_model.sequence import Label
-from .edit import ALWAYS, IMAGE_PRESETS, RESOLUTION_TOOLTIP, VIDEO_PRESETS
 from .encode import advanced_prompts
+from .resolution import RESOLUTIONS, resolution_input
 
 
 class LanceEncodeReferences(io.ComfyNode):
@@ -33,9 +33,7 @@ class LanceEncodeReferences(io.ComfyNode):
                     "prompt", multiline=True, dynamic_prompts=True, tooltip="The new scene, with the subjects in it."
                 ),
                 io.Combo.Input("target", options=list(tasks.MODALITIES), tooltip="What is to be made."),
-                io.Combo.Input(
-                    "resolution", options=[*IMAGE_PRESETS, *VIDEO_PRESETS, *ALWAYS], tooltip=RESOLUTION_TOOLTIP
-                ),
+                resolution_input("image", "video"),
                 *advanced_prompts(),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
@@ -56,7 +54,7 @@ class LanceEncodeReferences(io.ComfyNode):
         if not images:
             raise ValueError("There is no reference. Connect at least one picture.")
         references = [
-            media.take(picture[None], resolution, Label.REFERENCE, vae)[0]
+            media.preprocess(picture[None], RESOLUTIONS[resolution], Label.REFERENCE, vae)
             for name, batch in images.items()
             for picture in media.some(batch, name)
         ]

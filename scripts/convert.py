@@ -45,6 +45,7 @@ def import_lance_model() -> None:
 
 import_lance_model()
 
+# E402: it can be imported only now.
 from lance_model.checkpoint import (  # noqa: E402
     VAE_FILES,
     VISION_FILES,

@@ -18,7 +18,8 @@ from comfy.quant_ops import ck
 from comfyui_lance.dev.host import pretend
 from comfyui_lance.dev.host.pretend import Count
 from comfyui_lance.lance_model import generation, language, loading
-from comfyui_lance.lance_model.media import see
+from comfyui_lance.lance_model.media import preprocess
+from comfyui_lance.lance_model.nano import RESOLUTION
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.encode import LanceEncode
@@ -214,7 +215,7 @@ def test_an_answer_waits_for_the_card_once_in_eight_tokens(sampling):
     counts = []
     with pretend.comfyui() as card, mock.patch.object(generation, "IM_END", -1):
         model, clip, _ = load()
-        request = language.Request("What is it?", media=(see(picture(), SMALL),))
+        request = language.Request("What is it?", media=(preprocess(picture(), RESOLUTION),))
 
         def note(ids: list[int]) -> None:
             counts.append((len(ids), card.count()))

@@ -9,6 +9,7 @@ import torch
 from comfy.text_encoders.llama import BaseGenerate
 from comfy_extras.nodes_textgen import TextGenerate
 from comfyui_lance.lance_model import choosing, decoding, generation, language, media, tasks
+from comfyui_lance.lance_model.resolution import PRESETS
 from comfyui_lance.lance_model.sequence import IM_END, TEXT_VOCABULARY, Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
 from comfyui_lance.nodes.answer import LanceEnhancePrompt
@@ -24,7 +25,7 @@ def enhance(lance, prompt: str, **kwargs) -> str:
 
 
 def request(question: str = "What is it?", **kwargs) -> language.Request:
-    return language.Request(question, media=(media.see(picture(), "image 256"),), **kwargs)
+    return language.Request(question, media=(media.preprocess(picture(), PRESETS["image 256"]),), **kwargs)
 
 
 def test_core_generate_text_is_the_same_answer(lance):

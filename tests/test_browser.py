@@ -9,7 +9,7 @@ import pytest
 from comfyui_lance.dev.host import workflows
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from comfyui_lance.dev.host import browser  # noqa: E402
+from comfyui_lance.dev.host import browser  # noqa: E402  needs playwright
 
 pytestmark = [
     pytest.mark.browser,

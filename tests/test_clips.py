@@ -14,10 +14,12 @@ import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
 from comfyui_lance.lance_model import language, media
+from comfyui_lance.lance_model.clips import sampled
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
-from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit, sampled
+from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.reference import LanceEncodeReferences
+from comfyui_lance.nodes.resolution import KEEP
 from support.sampling import sample, schedule
 
 ENCODERS = {".webm": "libvpx-vp9", ".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".h264": "libx264"}
@@ -73,9 +75,7 @@ def test_a_recording_of_constant_rate_keeps_its_pace_where_its_file_names_anothe
 
 def test_an_edited_recording_lasts_as_long_as_its_source(tmp_path, lance):
     video = record(tmp_path / "a.webm", BURSTS, 1000)
-    *_, latent, fps = LanceEncodeVideoEdit.execute(
-        lance[1], lance[2], video, "Make it night.", media.KEEP, 12.0, 6.0
-    ).result
+    *_, latent, fps = LanceEncodeVideoEdit.execute(lance[1], lance[2], video, "Make it night.", KEEP, 12.0, 6.0).result
     assert (4 * latent["samples"].shape[2] - 3) / fps == pytest.approx(3, abs=0.05)
 
 
@@ -217,7 +217,7 @@ def past_its_end(path: Path) -> InputImpl.VideoFromFile:
 def test_a_clip_without_frames_is_refused(make, sentence, tmp_path, lance):
     video = make(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match=sentence):
-        LanceEncodeVideoEdit.execute(lance[1], lance[2], video, "Make it night.", media.KEEP, 12.0, 6.0)
+        LanceEncodeVideoEdit.execute(lance[1], lance[2], video, "Make it night.", KEEP, 12.0, 6.0)
     with pytest.raises(ValueError, match=sentence):
         LanceAnswer.execute(*lance[:2], {"task": "caption", "style": "detailed"}, 1, {"sampling": "off"}, video=video)
 
@@ -228,13 +228,13 @@ EMPTY, ONE = torch.zeros(0, 64, 64, 3), torch.rand(1, 64, 64, 3)
 @pytest.mark.parametrize(
     "name, run",
     [
-        ("image", lambda m, c, v: LanceEncodeEdit.execute(c, v, EMPTY, "Make it blue.", media.KEEP)),
-        ("start", lambda m, c, v: LanceImageToVideo.execute(v, media.KEEP, 9, 1, start=EMPTY)),
-        ("end", lambda m, c, v: LanceImageToVideo.execute(v, media.KEEP, 9, 1, start=ONE, end=EMPTY)),
+        ("image", lambda m, c, v: LanceEncodeEdit.execute(c, v, EMPTY, "Make it blue.", KEEP)),
+        ("start", lambda m, c, v: LanceImageToVideo.execute(v, KEEP, 9, 1, start=EMPTY)),
+        ("end", lambda m, c, v: LanceImageToVideo.execute(v, KEEP, 9, 1, start=ONE, end=EMPTY)),
         (
             "image1",
             lambda m, c, v: LanceEncodeReferences.execute(
-                c, v, {"image0": ONE, "image1": EMPTY}, "In a boat.", "image", media.KEEP
+                c, v, {"image0": ONE, "image1": EMPTY}, "In a boat.", "image", KEEP
             ),
         ),
         (
@@ -253,11 +253,11 @@ def test_an_empty_batch_is_refused(name, run, lance):
 
 def test_references_without_any_are_refused(lance):
     with pytest.raises(ValueError, match="There is no reference"):
-        LanceEncodeReferences.execute(lance[1], lance[2], {}, "In a boat.", "image", media.KEEP)
+        LanceEncodeReferences.execute(lance[1], lance[2], {}, "In a boat.", "image", KEEP)
 
 
 def masks_of_edits(lance, pictures: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor | None]:
-    *_, latents = LanceEncodeEdit.execute(lance[1], lance[2], pictures, "Make it blue.", media.KEEP, mask=mask).result
+    *_, latents = LanceEncodeEdit.execute(lance[1], lance[2], pictures, "Make it blue.", KEEP, mask=mask).result
     return [latent.get("noise_mask") for latent in latents]
 
 

@@ -6,6 +6,7 @@ import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from comfyui_lance.lance_model import language, media
+from comfyui_lance.lance_model.resolution import OwnSize
 from comfyui_lance.lance_model.sequence import Label
 from support.sampling import sample, schedule
 
@@ -40,8 +41,8 @@ def graphs(monkeypatch) -> Graphs:
 
 def edit(clip, vae, prompt: str, height: int):
     picture = torch.rand(1, height, 96, 3, generator=torch.Generator().manual_seed(1))
-    source, _ = media.take(picture, media.KEEP, Label.SOURCE, vae)
-    return language.encode_pair(clip, prompt, seen=[source]), source.latent
+    source = media.preprocess(picture, OwnSize(), Label.SOURCE, vae)
+    return language.encode_pair(clip, prompt, media=[source]), source.latent
 
 
 def test_everything_shares_a_few_graphs(lance, graphs):

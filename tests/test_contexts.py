@@ -99,7 +99,7 @@ def test_shared_head_computes_the_same(lance, noise, monkeypatch):
     model, clip, _ = lance
     pair = edit(clip)
     shared = ksample(model, noise, pair, 4)
-    monkeypatch.setattr("comfyui_lance.lance_model.sequence.Sequence.shares_head", lambda self, other: False)
+    monkeypatch.setattr("comfyui_lance.lance_model.sequence.Sequence.same_prefix", lambda self, other: False)
     assert torch.allclose(shared, ksample(model, noise, pair, 4), atol=1e-5)
 
 

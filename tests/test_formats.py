@@ -86,6 +86,25 @@ def test_a_quantised_model_is_built_again_for_another_device(tiny, weights, tmp_
     assert isinstance(again.model.diffusion_model.get_submodule(QUERY).weight, QuantizedTensor)
 
 
+def test_scales_of_inputs_in_an_older_file_are_taken_as_comfyui_takes_them(tiny, weights, tmp_path):
+    """A scale of 1 says that there is none."""
+    scales = {QUERY: torch.tensor(1.0), QUERY.replace("q_proj", "k_proj"): torch.tensor([0.5])}
+    older = quantise(weights, old_fp8) | {f"{layer}.scale_input": scale for layer, scale in scales.items()}
+    path = save(older | {"scaled_fp8": torch.zeros(1)}, tmp_path / "model.safetensors")
+    transformer = loading.load(path, **beside(tiny))[0].model.diffusion_model
+    assert [getattr(transformer.get_submodule(layer), "input_scale", None) for layer in scales] == [None, 0.5]
+
+
+def test_an_older_file_in_e5m2_is_read_as_that(tiny, weights, exact, tmp_path):
+    older = {
+        name: weight.to(torch.float8_e5m2) if weight.dtype == torch.float8_e4m3fn else weight
+        for name, weight in quantise(weights, old_fp8).items()
+    }
+    loaded = loading.load(save(older | {"scaled_fp8": torch.zeros(2)}, tmp_path / "model.safetensors"), **beside(tiny))
+    assert loaded[0].model.diffusion_model.get_submodule(QUERY).quant_format == "float8_e5m2"
+    assert relative(velocity(loaded), exact) < 0.16
+
+
 def test_a_quantised_model_saved_by_core_loads_again(tiny, weights, tmp_path):
     path = save(quantise(weights, native("float8_e4m3fn")), tmp_path / "model.safetensors")
     model, clip, vae = loading.load(path, **beside(tiny))

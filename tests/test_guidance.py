@@ -16,6 +16,7 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 from comfy_extras.nodes_tomesd import TomePatchModel
 from comfyui_lance.lance_model import diffusion, language, media
+from comfyui_lance.lance_model.resolution import PRESETS
 from comfyui_lance.lance_model.sequence import Label
 from support.sampling import PROMPT, ksample, relative, sample, schedule
 
@@ -71,9 +72,9 @@ def test_renorm_cfg_leaves_guidance_out_above_its_limit(lance, pair, noise):
 
 def video_edit(clip):
     frames = torch.rand(9, 64, 96, 3, generator=torch.Generator().manual_seed(5))
-    seen = media.see(frames, "image 256")
+    seen = media.preprocess(frames, PRESETS["image 256"])
     source = media.Medium(seen.patches, seen.grid, torch.randn(1, 48, 3, 4, 6), Label.SOURCE)
-    return language.encode_pair(clip, PROMPT, target="video", seen=[source])
+    return language.encode_pair(clip, PROMPT, target="video", media=[source])
 
 
 def windows(model, length):

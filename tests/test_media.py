@@ -3,11 +3,13 @@
 import pytest
 import torch
 from comfyui_lance.lance_model import language, media
+from comfyui_lance.lance_model.resolution import PRESETS, buckets
 from comfyui_lance.lance_model.sequence import CONDITIONING, IM_END, IM_START, Label
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.latent import SIZES, EmptyLanceLatent
 from comfyui_lance.nodes.reference import LanceEncodeReferences
+from comfyui_lance.nodes.resolution import DEMONSTRATION, KEEP, RESOLUTIONS
 from support.pictures import clip_of, picture
 from support.sampling import sample, schedule
 
@@ -25,21 +27,21 @@ def test_buckets_are_those_of_the_reference():
         ("video 360p", SIZES["video 360p"]),
     ):
         offered = {tuple(map(int, size.split("x"))) for size in sizes}
-        found = set(media.buckets(media.PRESETS[name][0]))
+        found = set(buckets(PRESETS[name].side))
         assert len(found & offered) >= 3, (name, found, offered)
 
 
-@pytest.mark.parametrize("preset", [*media.PRESETS, media.KEEP, media.DEMONSTRATION])
+@pytest.mark.parametrize("preset", RESOLUTIONS)
 @pytest.mark.parametrize("width, height", [(1, 1), (10000, 50), (50, 10000), (333, 777), (28, 28), (1920, 1080)])
 def test_every_size_fits(width, height, preset):
-    fit = media.Fit.of(width, height, preset)
+    fit = RESOLUTIONS[preset].fit(width, height)
     left, top, right, bottom = fit.box
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert all(n >= 16 and n % 16 == 0 for n in fit.size)
-    if preset == media.DEMONSTRATION:
+    if preset == DEMONSTRATION:
         assert (fit.size, fit.vision_size) == ((64, 64), (56, 56)) and right - left == bottom - top
-    elif preset != media.KEEP:
-        side = media.PRESETS[preset][0]
+    elif preset != KEEP:
+        side = PRESETS[preset].side
         assert 0.85 < fit.size[0] * fit.size[1] / side**2 < 1.15
     elif min(width, height) >= 16:
         assert fit.size == (width // 16 * 16, height // 16 * 16)
@@ -59,7 +61,7 @@ def test_every_size_fits(width, height, preset):
     ],
 )
 def test_odd_pictures(images):
-    seen = media.see(images, SMALL)
+    seen = media.preprocess(images, PRESETS[SMALL])
     assert seen.patches.isfinite().all() and seen.patches.shape == (seen.grid[0] * seen.grid[1] * seen.grid[2], 1176)
     assert seen.grid[1] % 2 == 0 and seen.grid[2] % 2 == 0
 
@@ -95,7 +97,7 @@ def test_an_edit_has_two_blocks_and_a_target_of_the_same_size(lance):
     assert labels == [Label.TEMPLATE, Label.VISION, Label.SOURCE, Label.PROMPT, Label.TEMPLATE, Label.TARGET]
     assert [s.label for s in sequence(negative).segments] == [label for label in labels if label != Label.PROMPT]
     assert sequence(positive).segments[2].grid == tuple(latent["samples"].shape[2:])
-    assert sequence(positive).shares_head(sequence(negative))
+    assert sequence(positive).same_prefix(sequence(negative))
 
 
 def test_each_picture_of_a_batch_is_an_edit(lance):
@@ -146,7 +148,7 @@ def test_a_mask_of_another_size_is_refused(lance):
 
 @pytest.mark.parametrize("frames, latent_frames", [(1, 1), (13, 4), (1000, 18)])
 def test_video_edits_keep_the_duration(frames, latent_frames, lance):
-    arguments = ("Make it night.", media.KEEP, 12.0, 6.0)
+    arguments = ("Make it night.", KEEP, 12.0, 6.0)
     positive, negative, latent, fps = LanceEncodeVideoEdit.execute(
         lance[1], lance[2], clip_of(frames, width=32, height=32), *arguments
     ).result
@@ -162,7 +164,7 @@ def test_references_keep_their_order_and_own_sizes(lance):
     ).result
     grids = [s.grid for s in sequence(positive).segments if s.label == Label.REFERENCE]
     assert len(grids) == 3 and grids[0] != grids[1] == grids[2]
-    assert sequence(positive).shares_head(sequence(negative))
+    assert sequence(positive).same_prefix(sequence(negative))
 
 
 def image_to_video(lance, **kwargs):
@@ -187,7 +189,7 @@ def test_given_frames_are_kept(lance):
     alone = image_to_video(lance, start=start)
     assert torch.allclose(
         alone["samples"][:, :, 0],
-        media.encode(lance[2], media.Fit.of(96, 64, "video 192p").for_vae(media.to_pictures(start)))[:, :, 0],
+        media.encode(lance[2], PRESETS["video 192p"].fit(96, 64).for_vae(media.to_pictures(start)))[:, :, 0],
     )
 
 

@@ -31,7 +31,7 @@ def quiet(monkeypatch):
 def test_the_world_reads_itself():
     rng = random.Random(1)
     scenes = [world.a_scene(rng) for _ in range(100)]
-    seen = [world.look(world.render(scene)) for scene in scenes]
+    seen = [world.detect(world.render(scene)) for scene in scenes]
     assert all(background == scene.background for (background, _), scene in zip(seen, scenes))
     assert sum(world.same_things(things, scene) for (_, things), scene in zip(seen, scenes)) >= 98
     clips = [world.a_clip(rng) for _ in range(60)]
@@ -41,7 +41,7 @@ def test_the_world_reads_itself():
 def test_the_judge_finds_faults():
     rng = random.Random(2)
     scenes = [world.single(rng) for _ in range(50)]
-    seen = [world.look(world.render(scene))[1] for scene in scenes]
+    seen = [world.detect(world.render(scene))[1] for scene in scenes]
     others = scenes[1:] + scenes[:1]
     wrong = [world.same_things(things, other) for things, other in zip(seen, others)]
     assert sum(wrong) <= 2  # two neighbours may be alike

@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfyui_lance.lance_model import language, loading, media
 from comfyui_lance.lance_model.checkpoint import CheckpointError
+from comfyui_lance.lance_model.resolution import OwnSize
 from comfyui_lance.lance_model.sequence import Label
 from support.sampling import sample, schedule
 
@@ -31,8 +32,8 @@ def an_edit(loaded) -> torch.Tensor:
     """Uses each of the three: experts, vision encoder and VAE."""
     model, clip, vae = loaded
     picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(1))
-    source, _ = media.take(picture, media.KEEP, Label.SOURCE, vae)
-    pair = language.encode_pair(clip, "Make it blue.", seen=[source])
+    source = media.preprocess(picture, OwnSize(), Label.SOURCE, vae)
+    pair = language.encode_pair(clip, "Make it blue.", media=[source])
     noise = torch.randn(source.latent.shape, generator=torch.Generator().manual_seed(2))
     return vae.decode(sample(model, *pair, noise, schedule(2, 3.5)))
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from comfy.taesd.taesd import TAESD
 from comfy_api.latest import InputImpl, Types
-from comfyui_lance.lance_model import media
 from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.encode import LanceEncode
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
 from comfyui_lance.nodes.reference import LanceEncodeReferences
+from comfyui_lance.nodes.resolution import KEEP
 from support.answers import OFF, QUESTION, node
 from support.sampling import sample, schedule
 
@@ -54,7 +54,7 @@ def edit(model, clip, vae):
 
 
 def video_edit(model, clip, vae):
-    LanceEncodeVideoEdit.execute(clip, vae, VIDEO, "Make it blue.", media.KEEP, 12.0, 6.0)
+    LanceEncodeVideoEdit.execute(clip, vae, VIDEO, "Make it blue.", KEEP, 12.0, 6.0)
 
 
 def references(model, clip, vae):
@@ -66,7 +66,7 @@ def prompt(model, clip, vae):
 
 
 def frames(model, clip, vae):
-    LanceImageToVideo.execute(vae, media.KEEP, 9, 1, start=PICTURE)
+    LanceImageToVideo.execute(vae, KEEP, 9, 1, start=PICTURE)
 
 
 def ask(model, clip, vae):

@@ -102,7 +102,7 @@ def test_what_waits_is_let_go_with_the_run(monkeypatch):
     monkeypatch.setattr(comfy.model_management, "pin_memory", lambda x: pinned.append(x.data_ptr()) or True)
     monkeypatch.setattr(comfy.model_management, "unpin_memory", lambda x: pinned.remove(x.data_ptr()))
     waiting = streaming.Waiting()
-    kept = waiting.take(torch.arange(4.0))
+    kept = waiting.offload(torch.arange(4.0))
     assert len(pinned) == 1 and torch.equal(kept, torch.arange(4.0))
     waiting.release()
     assert not pinned

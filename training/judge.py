@@ -13,13 +13,13 @@ import torch
 
 import nodes
 
-from ..lance_model import media
 from ..nodes.answer import LanceAnswer
 from ..nodes.edit import LanceEncodeEdit
 from ..nodes.encode import LanceEncode
 from ..nodes.frames import LanceImageToVideo
 from ..nodes.latent import EmptyLanceLatent
 from ..nodes.reference import LanceEncodeReferences
+from ..nodes.resolution import KEEP
 from . import world
 
 OFF = {"sampling": "off"}
@@ -53,19 +53,19 @@ class Judge:
     def text_to_image(self, rng: random.Random, seed: int) -> bool:
         scene = world.a_scene(rng)
         (picture,) = self.made(world.describe(scene), seed)
-        return names(world.look(picture)[1]) == names(scene.things)
+        return names(world.detect(picture)[1]) == names(scene.things)
 
     def image_edit(self, rng: random.Random, seed: int) -> bool:
         edit = world.an_edit(rng)
-        encoded = LanceEncodeEdit.execute(self.clip, self.vae, image(edit.source), edit.instruction, media.KEEP).result
+        encoded = LanceEncodeEdit.execute(self.clip, self.vae, image(edit.source), edit.instruction, KEEP).result
         (picture,) = self.sample(*(out[0] if isinstance(out, list) else out for out in encoded), seed)
-        background, seen = world.look(picture)
+        background, seen = world.detect(picture)
         return background == edit.target.background and world.same_things(seen, edit.target)
 
     def captioned(self, scene: world.Scene) -> str:
         node = LanceAnswer.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
         task = {"task": "caption", "style": "accurate"}
-        shown = {"images": {"image0": image(scene)}, "image_resolution": media.KEEP}
+        shown = {"images": {"image0": image(scene)}, "image_resolution": KEEP}
         (text,) = node.execute(self.model, self.clip, task, 40, OFF, **shown).result[0]
         return text
 
@@ -83,14 +83,14 @@ class Judge:
         """Begins with the given picture, to the eye and to the mean pixel."""
         clip = world.a_clip(rng)
         given = image(clip.first)
-        latent = LanceImageToVideo.execute(self.vae, media.KEEP, world.FRAMES, 1, start=given).result[0]
+        latent = LanceImageToVideo.execute(self.vae, KEEP, world.FRAMES, 1, start=given).result[0]
         frames = self.sample(*LanceEncode.execute(self.clip, "video", clip.describe()).result, latent, seed)
         difference = numpy.abs(frames[0].astype(float) - given[0].numpy() * 255).mean()
-        return difference < 12 and world.same_things(world.look(frames[0])[1], clip.first)
+        return difference < 12 and world.same_things(world.detect(frames[0])[1], clip.first)
 
     def image_to_video_motion(self, rng: random.Random, seed: int) -> bool:
         clip = world.a_clip(rng)
-        latent = LanceImageToVideo.execute(self.vae, media.KEEP, world.FRAMES, 1, start=image(clip.first)).result[0]
+        latent = LanceImageToVideo.execute(self.vae, KEEP, world.FRAMES, 1, start=image(clip.first)).result[0]
         encoded = LanceEncode.execute(self.clip, "video", clip.describe()).result
         return world.motion(self.sample(*encoded, latent, seed)) == clip.motion
 
@@ -99,11 +99,11 @@ class Judge:
         while len(references) > 1:
             references, prompt, scene = world.a_subject(rng)
         encoded = LanceEncodeReferences.execute(
-            self.clip, self.vae, {"image0": image(references[0])}, prompt, "image", media.KEEP
+            self.clip, self.vae, {"image0": image(references[0])}, prompt, "image", KEEP
         ).result
         latent = EmptyLanceLatent.execute(SIZE, 1, 1).result[0]
         (picture,) = self.sample(*encoded, latent, seed)
-        return names(world.look(picture)[1]) == names(scene.things)
+        return names(world.detect(picture)[1]) == names(scene.things)
 
 
 # Task → what is asked of it: the share of right results.

@@ -28,14 +28,11 @@ from safetensors.torch import save_file
 
 from ..lance_model import media, nano, tasks
 from ..lance_model.config import TransformerConfig, VisionConfig
-from ..lance_model.context import runs
 from ..lance_model.language import LanceLanguage, LanceTokenizer, Request
-from ..lance_model.positions import (
-    latent_position_tables,
-    position_ids,
-    stream_frequencies,
-)
-from ..lance_model.sequence import IM_END, Label, Segment, Sequence
+from ..lance_model.plan import Plan
+from ..lance_model.positions import latent_position_tables
+from ..lance_model.resolution import OwnSize
+from ..lance_model.sequence import IM_END, Label, Segment, Sequence, vision_slices
 from ..lance_model.transformer import LanceTransformer
 from . import autoencoder as autoencoders
 from . import vision as encoders
@@ -80,7 +77,7 @@ class Pools:
     buckets: dict = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
 
-FIT = media.Fit.of(world.SIDE, world.SIDE, media.KEEP)
+FIT = OwnSize().fit(world.SIDE, world.SIDE)
 
 
 def for_vision(pictures) -> torch.Tensor:
@@ -153,7 +150,7 @@ def make_samples(rng: random.Random, count: int) -> tuple[list[world.Scene], lis
         from_clip(add_clip(clip), clip)
         if rng.random() < 0.5:
             thing = clip.first.things[0]
-            x, y = world.PLACES[rng.choice(list(world.PLACES))]
+            x, y = world.POSITIONS[rng.choice(list(world.POSITIONS))]
             reference = world.Scene(
                 (world.replace(thing, x=x, y=y, angle=0.0, radius=min(thing.radius, 14)),), **world.a_background(rng)
             )
@@ -236,12 +233,12 @@ def used_ids(tokenizer: LanceTokenizer, samples: list[Sample]) -> list[int]:
     return sorted(ids)
 
 
-PLACES = dict(zip(("language.embed_tokens.weight", "language.lm_head.weight"), nano.VOCABULARY_KEYS))
+VOCABULARY_NAMES = dict(zip(("language.embed_tokens.weight", "language.lm_head.weight"), nano.VOCABULARY_KEYS))
 
 
 def packed_name(name: str) -> str:
     """A trainee's parameter, as the packed file names it."""
-    return PLACES.get(name) or name.removeprefix("transformer.").removeprefix("language.")
+    return VOCABULARY_NAMES.get(name) or name.removeprefix("transformer.").removeprefix("language.")
 
 
 def read_packed(path: Path, trainee: Trainee, rows: list[int]) -> None:
@@ -251,7 +248,7 @@ def read_packed(path: Path, trainee: Trainee, rows: list[int]) -> None:
         known = [i for i, row in enumerate(rows) if row in places]
         for name, weight in trainee.named_parameters():
             stored = file.get_tensor(packed_name(name)).float()
-            if name in PLACES:
+            if name in VOCABULARY_NAMES:
                 weight.data[known] = stored[[places[rows[i]] for i in known]]
             else:
                 weight.data.copy_(stored)
@@ -310,7 +307,7 @@ class Trainee(torch.nn.Module):
         return self.language.embed_tokens(self.rows[ids])
 
 
-def see(trainee: Trainee, pools: Pools, indices: list[int], clip: bool) -> torch.Tensor:
+def embed_vision(trainee: Trainee, pools: Pools, indices: list[int], clip: bool) -> torch.Tensor:
     """Vision embeddings [n, K, hidden] of pictures or clips."""
     pixels = (pools.clip_seen if clip else pools.seen)[torch.tensor(indices)]
     # A picture counts as two equal frames; pictures side by side in time are seen one by one.
@@ -339,46 +336,39 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     sequence = Sequence(tuple(segments), None, head, mape=target)
 
     # Understanding tokens: ids first, then what the vision encoder sees.
-    columns, visions, start = [], [], 0
+    columns = []
     for segment in segments:
-        ids = segment.token_ids()
-        ids = ids[:: len(ids) - 1] if segment.latents else ids
         if segment.label == Label.PROMPT:
             rows = [s.prompt_ids for s in batch]
         elif segment.ids and segment.ids == first.answer_ids:
             rows = [s.answer_ids for s in batch]
         else:
-            rows = [ids] * count
-        if segment.label == Label.VISION:
-            visions.append(slice(start + 1, start + 1 + segment.inner))
+            rows = [segment.und_ids()] * count
         columns.append(torch.tensor(rows))
-        start += segment.embedded
     ids = torch.cat(columns, dim=1).to(device)
     und = trainee.embed(ids)
-    for i, place in enumerate(visions):
-        embeddings = see(trainee, pools, [s.sources[i] for s in batch], first.clip_source)
+    for i, place in enumerate(vision_slices(segments)):
+        embeddings = embed_vision(trainee, pools, [s.sources[i] for s in batch], first.clip_source)
         und = torch.cat([und[:, : place.start], embeddings, und[:, place.stop :]], dim=1)
 
-    positions = position_ids(sequence)
-    known_segments = segments[:-1] if target else segments
-    length = len(segments[0])  # the system prompt, the same for all
+    lead = Plan.of(sequence, 0, 1)  # the system prompt, the same for all
+    rest = Plan.of(sequence, 1, -1 if target else None)
 
-    def frequencies(a: int, b: int):
-        return stream_frequencies(tuple(segments[a:b]), positions[a:b], transformer.head_dim, device)
+    def frequencies(plan: Plan):
+        return plan.frequencies(transformer.head_dim, device)
 
     def clean_tokens(latents: torch.Tensor) -> torch.Tensor:
         tables = latent_position_tables(tuple(latents.shape[2:]), transformer.hidden, device, torch.float32)
         return transformer.embed_latents(latents, torch.zeros(count, device=device), tables)
 
     gen = torch.cat([clean_tokens(x) for x in sources], dim=1) if first.label and sources else None
-    system, _ = transformer.context(und[:1, :length], None, frequencies(0, 1), runs(tuple(segments[:1])))
+    system, _ = transformer.context(und[:1, lead.und], None, frequencies(lead), lead.runs)
     system = [tuple(x.expand(count, -1, -1, -1) for x in kv) for kv in system]
-    end = und.shape[1] - (2 if target else 0)
     known, states = transformer.context(
-        und[:, length:end],
+        und[:, rest.und],
         gen,
-        frequencies(1, len(known_segments)),
-        runs(tuple(known_segments[1:])),
+        frequencies(rest),
+        rest.runs,
         [system],
         states=not target,
     )
@@ -407,9 +397,8 @@ def loss_of(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bo
     tau = t[:, None] * kept.flatten(1)
     tables = latent_position_tables(tuple(clean.shape[2:]), transformer.hidden, device, torch.float32)
     past = [[[tuple(several(x) for x in kv) for kv in piece] for piece in (system, known)]]
-    velocity = transformer._forward(
-        x, tau, {}, several(und[:, -2:]), frequencies(len(segments) - 1, len(segments)), tables, past
-    )
+    end = Plan.of(sequence, -1)
+    velocity = transformer._forward(x, tau, {}, several(und[:, end.und]), frequencies(end), tables, past)
     error = (velocity - (noise - clean)) ** 2 * kept
     return error.sum() / kept.expand_as(clean).sum()
 
@@ -450,7 +439,7 @@ STAGES = (
 BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32}
 
 
-def shares(progress: float) -> dict[str, float]:
+def mixture(progress: float) -> dict[str, float]:
     for share, start, end in STAGES:
         if progress <= share or (share, start, end) == STAGES[-1]:
             t = min(progress / share, 1.0)
@@ -475,7 +464,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def shared(parameters: list[torch.Tensor]) -> None:
+def reduce_gradients(parameters: list[torch.Tensor]) -> None:
     """Sums the gradients of all processes. Parameters that no process used keep none, so that nothing moves them."""
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
     flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters), used])
@@ -549,7 +538,7 @@ def train(rank: int, arguments, pools: Path, vae: dict, vision: dict, rendezvous
         report(f"{len(samples)} samples, {len(rows)} rows, {numbers:.1f} M numbers, {arguments.processes} processes")
     started, begun = time.monotonic(), step
     while step < arguments.steps:
-        mix = shares(step / arguments.steps if arguments.start is None else 1.0)
+        mix = mixture(step / arguments.steps if arguments.start is None else 1.0)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -564,7 +553,7 @@ def train(rank: int, arguments, pools: Path, vae: dict, vision: dict, rendezvous
                 losses[task][0] += loss.item()
                 losses[task][1] += 1
         if arguments.processes > 1:
-            shared(parameters)
+            reduce_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()

@@ -38,7 +38,7 @@ BACKGROUNDS = {
     "pink": (252, 218, 232),
 }
 SIZES = {"small": 10, "": 13, "large": 16}  # radius in pixels
-PLACES = {
+POSITIONS = {
     "in the middle": (32, 32),
     "on the left": (19, 32),
     "on the right": (45, 32),
@@ -156,9 +156,9 @@ def a_thing(
     rng: random.Random, place: str | None = None, size: str | None = None, loose: float = 2.0, **given
 ) -> Thing:
     """`loose` is how far from its place it may be, in pixels."""
-    place = rng.choice(list(PLACES)) if place is None else place
+    place = rng.choice(list(POSITIONS)) if place is None else place
     size = rng.choice(list(SIZES)) if size is None else size
-    x, y = PLACES[place]
+    x, y = POSITIONS[place]
     loose = 1.0 if size == "large" else loose
     shape = given.get("shape") or rng.choice(list(OUTLINES))
     color = given.get("color") or rng.choice(list(COLORS))
@@ -287,8 +287,8 @@ def add(rng: random.Random) -> Edit:
 def move(rng: random.Random) -> Edit:
     source = single(rng)
     thing = source.things[0]
-    place = another(rng, PLACES, thing.place)
-    (x0, y0), (x, y) = PLACES[thing.place], PLACES[place]
+    place = another(rng, POSITIONS, thing.place)
+    (x0, y0), (x, y) = POSITIONS[thing.place], POSITIONS[place]
     moved = replace(thing, place=place, x=thing.x - x0 + x, y=thing.y - y0 + y)
     where = {"in the middle": "to the middle", "on the left": "to the left", "on the right": "to the right"}
     where |= {"at the top": "to the top", "at the bottom": "to the bottom"}
@@ -317,13 +317,13 @@ def a_subject(rng: random.Random) -> tuple[tuple[Scene, ...], str, Scene]:
     if rng.random() < 0.75:
         reference = single(rng)
         thing = reference.things[0]
-        place = rng.choice(list(PLACES))
-        x, y = PLACES[place]
+        place = rng.choice(list(POSITIONS))
+        x, y = POSITIONS[place]
         setting = a_background(rng)
         target = Scene((replace(thing, x=x + jitter(rng), y=y + jitter(rng), place=place),), **setting)
         return (reference,), f"the object from the picture {place} on {target.setting}", target
     target = two(rng)
-    places = [PLACES["in the middle"]] * 2
+    places = [POSITIONS["in the middle"]] * 2
     references = tuple(
         Scene((replace(t, x=x + jitter(rng), y=y + jitter(rng)),), **a_background(rng))
         for t, (x, y) in zip(target.things, places)
@@ -462,7 +462,7 @@ def _read(picture) -> tuple[numpy.ndarray, numpy.ndarray]:
     return pixels, ndimage.median_filter(rows, size=(25, 1), mode="nearest")  # an object may touch the edge
 
 
-def look(picture, turned: bool = False) -> tuple[str, list[Seen]]:
+def detect(picture, turned: bool = False) -> tuple[str, list[Seen]]:
     """Background and objects of a picture (PIL, or an array [h, w, 3] in 0..255), from left to right."""
     pixels, rows = _read(picture)
     quarter, edge = pixels[: max(1, len(pixels) // 4)], 3
@@ -501,7 +501,7 @@ def same_things(seen: list[Seen], scene: Scene) -> bool:
 
 def motion(frames) -> str:
     """What the one object of a clip does, or "" if nothing clear."""
-    ends = [look(frame, turned=True)[1] for frame in (frames[0], frames[-1])]
+    ends = [detect(frame, turned=True)[1] for frame in (frames[0], frames[-1])]
     if any(len(end) != 1 for end in ends):
         return ""
     first, last = ends[0][0], ends[1][0]

@@ -84,25 +84,25 @@ class Gallery:
     """The demonstration model, making one thing after another."""
 
     def __init__(self, folder: Path):
-        from ...lance_model import loading, media, nano
-        from ...nodes import answer, edit, frames, guidance, reference
+        from ...lance_model import loading, nano
+        from ...nodes import answer, edit, frames, guidance, reference, resolution
         from ...training import judge
 
-        self.judging, self.media = judge, media
+        self.judging = judge
         self.answer, self.edit, self.frames, self.guidance = answer, edit, frames, guidance
-        self.reference = reference
+        self.reference, self.resolution = reference, resolution
         self.judge = judge.Judge(*loading.load(nano.checkpoint(folder)))
 
     def edited(self, source: world.Scene, instruction: str):
         clip, vae = self.judge.clip, self.judge.vae
         encode = self.edit.LanceEncodeEdit.execute
-        encoded = encode(clip, vae, self.judging.image(source), instruction, self.media.KEEP).result
+        encoded = encode(clip, vae, self.judging.image(source), instruction, self.resolution.KEEP).result
         return self.judge.sample(*(out[0] for out in encoded), 7)[0]
 
     def with_subject(self, reference: world.Scene, prompt: str):
         images = {"image0": self.judging.image(reference)}
         encode = self.reference.LanceEncodeReferences.execute
-        encoded = encode(self.judge.clip, self.judge.vae, images, prompt, "image", self.media.KEEP).result
+        encoded = encode(self.judge.clip, self.judge.vae, images, prompt, "image", self.resolution.KEEP).result
         latent = self.judging.EmptyLanceLatent.execute(self.judging.SIZE, 1, 1).result[0]
         return self.judge.sample(*encoded, latent, 7)[0]
 
@@ -112,14 +112,16 @@ class Gallery:
 
         video = InputImpl.VideoFromFile(str(path))
         encode = self.edit.LanceEncodeVideoEdit.execute
-        *encoded, _ = encode(self.judge.clip, self.judge.vae, video, instruction, self.media.KEEP, 12.0, 6.0).result
+        *encoded, _ = encode(
+            self.judge.clip, self.judge.vae, video, instruction, self.resolution.KEEP, 12.0, 6.0
+        ).result
         frames = (video.get_components().images * 255).round().byte().numpy()
         return frames, self.judge.sample(*encoded, 7)
 
     def from_picture(self, first: world.Scene, prompt: str):
         encode, given = self.judging.LanceEncode.execute, self.judging.image(first)
         latent = self.frames.LanceImageToVideo.execute(
-            self.judge.vae, self.media.KEEP, world.FRAMES, 1, start=given
+            self.judge.vae, self.resolution.KEEP, world.FRAMES, 1, start=given
         ).result[0]
         return self.judge.sample(*encode(self.judge.clip, "video", prompt).result, latent, 7)
 
@@ -130,8 +132,10 @@ class Gallery:
 
 
 PROMPT = "a small red circle on the left and a small blue star on the right on a pink background"
-CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.PLACES["on the left"], place="on the left"),), "green")
-STAR = world.Scene((world.Thing("star", "blue", 13, *world.PLACES["in the middle"], place="in the middle"),), "white")
+CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.POSITIONS["on the left"], place="on the left"),), "green")
+STAR = world.Scene(
+    (world.Thing("star", "blue", 13, *world.POSITIONS["in the middle"], place="in the middle"),), "white"
+)
 
 
 def overview(gallery: Gallery) -> Image.Image:
@@ -195,14 +199,14 @@ def help_pictures(gallery: Gallery) -> dict[str, Callable[[], list]]:
 
     pair = world.Scene(
         (
-            world.Thing("circle", "blue", 10, *world.PLACES["on the left"]),
-            world.Thing("square", "orange", 10, *world.PLACES["on the right"]),
+            world.Thing("circle", "blue", 10, *world.POSITIONS["on the left"]),
+            world.Thing("square", "orange", 10, *world.POSITIONS["on the right"]),
         ),
         "blue",
     )
     question = "Where is the orange square?"
     asked = {"task": "question", "question": question}
-    seen = {"images": {"image0": judging.image(pair)}, "image_resolution": gallery.media.KEEP}
+    seen = {"images": {"image0": judging.image(pair)}, "image_resolution": gallery.resolution.KEEP}
     source, recolored = gallery.edited_clip(INPUTS / "lance_moving.mp4", "make the circle purple")
     moved = gallery.from_picture(CIRCLE, "a red circle moves right on a green background")
     clip = judge.made("a green heart moves up on a pink background", 5, world.FRAMES)

@@ -8,7 +8,7 @@ import av
 import numpy
 from PIL import Image
 
-from ...training.world import OUTLINES, PLACES, SIDE, SIZES, Scene, Thing, a_clip, random, render
+from ...training.world import OUTLINES, POSITIONS, SIDE, SIZES, Scene, Thing, a_clip, random, render
 from ..host.workflows import INPUTS
 
 FPS, RATE = 12, 44100
@@ -18,7 +18,7 @@ def scene(background: str, *things: tuple[str, str, str]) -> Scene:
     """A scene of things given as colour, shape and place: one of middle size, or several small ones."""
     radius = SIZES["" if len(things) == 1 else "small"]
     return Scene(
-        tuple(Thing(shape, color, radius, *PLACES[place], place=place) for color, shape, place in things), background
+        tuple(Thing(shape, color, radius, *POSITIONS[place], place=place) for color, shape, place in things), background
     )
 
 

@@ -11,7 +11,8 @@ import torch
 from comfyui_lance.dev.host import tiny_checkpoint
 from comfyui_lance.lance_model import language, loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError
-from comfyui_lance.lance_model.media import see
+from comfyui_lance.lance_model.media import preprocess
+from comfyui_lance.lance_model.resolution import IMAGE
 from support.checkpoints import LAYER, MODEL, VAE, VISION, Repository, link, refusal, save
 
 
@@ -204,10 +205,10 @@ def test_a_wrong_file_is_refused_in_one_sentence(case, repository):
 def test_a_vision_encoder_is_missed_when_something_is_looked_at(tiny, tmp_path):
     _, clip, _ = loading.load(link(tiny / MODEL, tmp_path / MODEL), vae=tiny / VAE)
     assert not any(name.startswith("visual.") for name in clip.cond_stage_model.state_dict())
-    picture = see(torch.rand(1, 56, 56, 3), "image 768")
+    picture = preprocess(torch.rand(1, 56, 56, 3), IMAGE)
     assert language.encode_pair(clip, "a red fox")[0][0][0].shape[-1] == tiny_checkpoint.HIDDEN
     with pytest.raises(CheckpointError, match="no vision encoder.*Qwen2.5-VL-ViT.*models/lance.*Load Lance") as missed:
-        language.encode_pair(clip, "make it blue", seen=[picture])
+        language.encode_pair(clip, "make it blue", media=[picture])
     assert "\n" not in str(missed.value) and str(missed.value).endswith(".")
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import av
 import torch
 from comfyui_lance.lance_model import language, media, tasks
+from comfyui_lance.lance_model.resolution import PRESETS
 from comfyui_lance.lance_model.sequence import Label
 from PIL import Image
 from safetensors import safe_open
 
 from .sampling import Probe, relative, sample, schedule
 
-PRESET = "image 256"  # of the media in the cases
+PRESET = PRESETS["image 256"]  # of the media in the cases
 
 # Name → label of the media's latents, system prompt, what is made.
 CASES = {
@@ -75,17 +76,17 @@ def given_media(case: Case, label: Label | None, lance) -> list[media.Medium]:
     """The case's media as the vision encoder sees them; their latents are given, as the tiny checkpoint has no VAE."""
     out = []
     for i, name in enumerate(case.settings["media"]):
-        seen = media.see(frames(case, name), PRESET)
+        seen = media.preprocess(frames(case, name), PRESET)
         latent = lance[0].model.process_latent_out(case.latent(f"clean_latent_{i}")) if label is not None else None
         out.append(media.Medium(seen.patches, seen.grid, latent, label))
-    return language.look(lance[1], out)
+    return language.embed_media(lance[1], out)
 
 
 def encoded(case: Case, name: str, lance) -> tuple:
     """Positive and negative CONDITIONING, and the media seen."""
     label, system, target = CASES[name]
     seen = given_media(case, label, lance) if label is not None else []
-    pair = language.encode_pair(lance[1], case.settings["prompt"], seen=seen, system=system, target=target)
+    pair = language.encode_pair(lance[1], case.settings["prompt"], media=seen, system=system, target=target)
     return *pair, seen
 
 

@@ -9,6 +9,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfyui_lance.lance_model import language, media
+from comfyui_lance.lance_model.resolution import PRESETS
 from comfyui_lance.lance_model.sequence import Label
 
 PROMPT = "A red fox sleeps under a birch tree in the snow."
@@ -90,9 +91,9 @@ def ksample(model, noise, pair, steps=30, sampler="euler", scheduler="simple", c
 def edit(clip, seen_prompt=PROMPT):
     """Positive and negative CONDITIONING of an edit of noise."""
     picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(5))
-    seen = media.see(picture, "image 256")
+    seen = media.preprocess(picture, PRESETS["image 256"])
     source = media.Medium(seen.patches, seen.grid, torch.randn(1, 48, 1, 4, 6), Label.SOURCE)
-    return language.encode_pair(clip, seen_prompt, seen=[source])
+    return language.encode_pair(clip, seen_prompt, media=[source])
 
 
 def lora_patches(scale: float) -> dict:

@@ -10,7 +10,7 @@ from .host import LORA, Graph
 
 COLOURS = ("red", "blue", "green", "purple", "orange")
 SHAPES = ("circle", "square", "star", "heart")
-PLACES = ("", " on the left", " on the right", " at the top", " in the centre")
+POSITIONS = ("", " on the left", " on the right", " at the top", " in the centre")
 PATCHES = (
     "APG", "CFGNorm", "CFGOverride", "CFGZeroStar", "DifferentialDiffusion", "EasyCache", "Epsilon Scaling", "FreSca",
     "LanceGuidance", "LoraLoaderModelOnly", "Mahiro", "ModelComputeDtype", "ModelSamplingAuraFlow",
@@ -73,7 +73,7 @@ class Builder:
 
     def prompt(self) -> str:
         choose = self.random.choice
-        return f"a {choose(COLOURS)} {choose(SHAPES)}{choose(PLACES)} on a {choose(COLOURS)} background"
+        return f"a {choose(COLOURS)} {choose(SHAPES)}{choose(POSITIONS)} on a {choose(COLOURS)} background"
 
     def picture(self) -> list:
         image = self.random.choice(["lance_circle.png", "lance_circle_right.png", "lance_pair.png", "lance_star.png"])
