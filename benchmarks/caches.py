@@ -57,7 +57,7 @@ def main() -> None:
             for i in range(options.count):
                 scene = world.a_scene(rng)
                 (picture,) = tester.made(world.describe(scene), i)
-                right += judge.names(world.look(picture)[1]) == judge.names(scene.things)
+                right += judge.names(world.detect(picture)[1]) == judge.names(scene.things)
                 if cached is model:
                     full.append(picture.astype(float))
                 errors.append(numpy.square(picture - full[i]).mean())

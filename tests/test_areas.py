@@ -143,7 +143,7 @@ def test_two_halves_show_what_their_prompts_ask_for(nano):
     right_ones = 0
     for seed in range(5):
         picture = made(nano, positive, left[1], 128, seed)
-        seen = [[thing.name for thing in world.look(half)[1]] for half in (picture[:, :64], picture[:, 64:])]
+        seen = [[thing.name for thing in world.detect(half)[1]] for half in (picture[:, :64], picture[:, 64:])]
         right_ones += seen == [[name] for name in names]
     assert right_ones >= 4
 

@@ -15,7 +15,8 @@ from comfyui_lance.lance_model import language
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.nodes.loader import NANO, LoadLance
-from comfyui_lance.training import autoencoder, judge, train, world
+from comfyui_lance.training import autoencoder, judge, model, world
+from comfyui_lance.training import packed as packing
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -31,17 +32,17 @@ def quiet(monkeypatch):
 def test_the_world_reads_itself():
     rng = random.Random(1)
     scenes = [world.a_scene(rng) for _ in range(100)]
-    seen = [world.look(world.render(scene)) for scene in scenes]
+    seen = [world.detect(world.render(scene)) for scene in scenes]
     assert all(background == scene.background for (background, _), scene in zip(seen, scenes))
     assert sum(world.same_things(things, scene) for (_, things), scene in zip(seen, scenes)) >= 98
     clips = [world.a_clip(rng) for _ in range(60)]
-    assert sum(world.motion([world.render(f) for f in clip.frames]) == clip.motion for clip in clips) >= 59
+    assert sum(world.detect_motion([world.render(f) for f in clip.frames]) == clip.motion for clip in clips) >= 59
 
 
 def test_the_judge_finds_faults():
     rng = random.Random(2)
     scenes = [world.single(rng) for _ in range(50)]
-    seen = [world.look(world.render(scene))[1] for scene in scenes]
+    seen = [world.detect(world.render(scene))[1] for scene in scenes]
     others = scenes[1:] + scenes[:1]
     wrong = [world.same_things(things, other) for things, other in zip(seen, others)]
     assert sum(wrong) <= 2  # two neighbours may be alike
@@ -68,7 +69,7 @@ def test_wide_channels_change_nothing():
 def test_what_is_sampled_is_what_was_trained_on(nano):
     model, _, vae = nano
     scene = world.single(random.Random(4))
-    trained = train.read_autoencoder(packed.PACKED).latents(autoencoder.pixels([world.render(scene)])[:, :, None])
+    trained = packing.read_autoencoder(packed.PACKED).latents(autoencoder.pixels([world.render(scene)])[:, :, None])
     sampled = model.model.process_latent_in(vae.encode(judge.image(scene)))
     torch.testing.assert_close(sampled, trained.detach(), atol=1e-3, rtol=1e-3)
 
@@ -77,10 +78,10 @@ def test_what_is_packed_can_be_trained_on(tmp_path):
     with safe_open(packed.PACKED, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}
     rows = stored[packed.ROWS].tolist()
-    trainee = train.Trainee(rows, language.LanceTokenizer())
-    train.read_packed(packed.PACKED, trainee, rows)
-    vae = train.read_autoencoder(packed.PACKED).fold()
-    train.pack(tmp_path / "again.safetensors", dict(trainee.named_parameters()), vae, rows)
+    trainee = model.Trainee(rows, language.LanceTokenizer())
+    packing.read_trainee(packed.PACKED, trainee, rows)
+    vae = packing.read_autoencoder(packed.PACKED).fold()
+    packing.pack(tmp_path / "again.safetensors", dict(trainee.named_parameters()), vae, rows)
     with safe_open(tmp_path / "again.safetensors", "pt") as file:
         assert set(file.keys()) == stored.keys()
         for name, weight in stored.items():

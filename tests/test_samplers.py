@@ -23,7 +23,7 @@ def is_right(nano, sampler: str, scheduler: str, steps: int, cfg: float = 4.0) -
         model, 5, steps, cfg, sampler, scheduler, *pair, {"samples": torch.zeros(1, 48, 1, 4, 4)}
     )
     (images,) = VAEDecode().decode(vae, latent)
-    background, seen = world.look((images[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    background, seen = world.detect((images[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
     return background == SCENE.background and judge.names(seen) == judge.names(SCENE.things)
 
 
