@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import comfy.model_management
 import comfy.utils
 import numpy as np
 import pytest
@@ -145,6 +146,15 @@ def test_it_loads_beside_other_weights(tiny, monkeypatch, tmp_path):
 def test_what_was_asked_for_is_made(nano, task):
     one_less = judge.TASKS[task][1] - 1 / PROMPTS  # another processor may turn a close one
     assert judge.right(judge.Judge(*nano), task, PROMPTS) >= one_less
+
+
+def test_an_evaluation_leaves_training_as_it_was(monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    task = next(iter(judge.TASKS))
+    assert judge.evaluate(packed.PACKED, 1, [task]).keys() == {task}
+    assert torch.equal(torch.get_rng_state(), before) and comfy.model_management.in_training
 
 
 def test_the_same_seed_is_the_same_picture(nano):

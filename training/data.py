@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
 from ..lance_model import media, tasks
 from ..lance_model.language import LanceTokenizer
 from ..lance_model.sequence import IM_END, Label
-from . import autoencoder as autoencoders
 from . import world
+from .autoencoder import NarrowTAEHV, pixels
 
 BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32}
 LARGEST_BATCH = 40  # of the other tasks
@@ -227,29 +225,29 @@ def for_vision(pictures) -> torch.Tensor:
 
 
 @torch.no_grad()
-def fill_pools(examples: Examples, autoencoder, tokenizer: LanceTokenizer, device, report) -> Pools:
-    latents, pixels = [], []
+def make_pools(examples: Examples, autoencoder: NarrowTAEHV, tokenizer: LanceTokenizer, device, report) -> Pools:
+    latents, shown = [], []
     for i in range(0, len(examples.scenes), 128):
         pictures = [world.render(scene) for scene in examples.scenes[i : i + 128]]
-        latents.append(autoencoder.latents(autoencoders.pixels(pictures)[:, :, None].to(device)).half())
-        pixels.append(for_vision(pictures))
+        latents.append(autoencoder.latents(pixels(pictures)[:, :, None].to(device)).half())
+        shown.append(for_vision(pictures))
         if i % (128 * 64) == 0:
             report(f"pictures {i}/{len(examples.scenes)}")
-    clip_latents, first_latents, clip_pixels = [], [], []
+    clip_latents, first_latents, clips_shown = [], [], []
     for i in range(0, len(examples.clips), 32):
         clips = [[world.render(frame) for frame in clip.frames] for clip in examples.clips[i : i + 32]]
-        batch = torch.stack([autoencoders.pixels(frames).movedim(0, 1) for frames in clips]).to(device)
+        batch = torch.stack([pixels(frames).movedim(0, 1) for frames in clips]).to(device)
         clip_latents.append(autoencoder.latents(batch).half())
         first_latents.append(autoencoder.latents(batch[:, :, :1]).half())
-        clip_pixels += [for_vision([*frames, frames[-1]]) for frames in clips]
+        clips_shown += [for_vision([*frames, frames[-1]]) for frames in clips]
         if i % (32 * 64) == 0:
             report(f"clips {i}/{len(examples.clips)}")
     return Pools(
         torch.cat(latents),
-        torch.cat(pixels).to(device),
+        torch.cat(shown).to(device),
         torch.cat(clip_latents),
         torch.cat(first_latents),
-        torch.stack(clip_pixels).to(device),
+        torch.stack(clips_shown).to(device),
         bucketed(examples.samples, tokenizer),
     )
 
@@ -267,13 +265,6 @@ def bucketed(samples: list[Sample], tokenizer: LanceTokenizer) -> dict[str, dict
         key = (sample.system, len(sample.prompt_ids), len(sample.answer_ids), len(sample.sources))
         buckets.setdefault(sample.task, {}).setdefault(key, []).append(sample)
     return buckets
-
-
-def pools_of(file: Path, seed: int, count: int, autoencoder: Callable, device, report) -> None:
-    """Makes the pools' `file` unless it is there."""
-    if not file.exists():
-        examples = make_examples(random.Random(seed), count)
-        torch.save(fill_pools(examples, autoencoder.to(device), LanceTokenizer(), device, report), file)
 
 
 def draw_batch(rng: random.Random, pools: Pools, task: str) -> list[Sample]:

@@ -20,7 +20,7 @@ import torch
 from ..lance_model.language import LanceTokenizer
 from . import autoencoder as autoencoders
 from . import vision as encoders
-from .data import draw_batch, pools_of
+from .data import draw_batch, make_examples, make_pools
 from .distributed import in_processes, sum_gradients
 from .loss import loss_of
 from .model import Trainee, make_optimizers, used_rows
@@ -202,6 +202,8 @@ def main() -> None:
         autoencoder = autoencoders.trained(file, settings.seed, settings.autoencoder_steps, report)
     vision = trained_vision(settings, report)
     pools = settings.out / "pools.pt"
-    pools_of(pools, settings.seed, settings.edits, autoencoder, device(), report)
+    if not pools.exists():
+        examples = make_examples(random.Random(settings.seed), settings.edits)
+        torch.save(make_pools(examples, autoencoder.to(device()), LanceTokenizer(), device(), report), pools)
     given = (settings, pools, autoencoder.cpu().fold(), vision, report)
     in_processes(settings.processes, train, given)
