@@ -123,7 +123,7 @@ def rewrite(examples: Examples, clip: world.Clip) -> None:
 def subject_clip(examples: Examples, clip: int) -> None:
     rng, wanted = examples.rng, examples.clips[clip]
     thing = wanted.first.things[0]
-    x, y = world.CENTERS[rng.choice(list(world.CENTERS))]
+    x, y = world.POSITIONS[rng.choice(list(world.POSITIONS))]
     shown = replace(thing, x=x, y=y, angle=0.0, radius=min(thing.radius, 14))
     reference = world.Scene((shown,), **world.a_background(rng))
     prompt = examples.worded(f"the object from the picture {wanted.action} on {world.setting(wanted.first)}")

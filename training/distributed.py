@@ -25,8 +25,8 @@ def _joined(rank: int, count: int, rendezvous: str, function: Callable, argument
     function(rank, *arguments)
 
 
-def sum_gradients(parameters: list[torch.Tensor]) -> None:
-    """Over all processes. Parameters that no process used keep none, so that nothing moves them."""
+def reduce_gradients(parameters: list[torch.Tensor]) -> None:
+    """Sums them over all processes. Parameters that no process used keep none, so that nothing moves them."""
     if not dist.is_initialized():
         return
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)

@@ -42,7 +42,7 @@ STAGES = (
 )
 
 
-def task_weights(progress: float) -> dict[str, float]:
+def mixture(progress: float) -> dict[str, float]:
     """How often each task is drawn, relative to the others, when that share of the steps is done."""
     for share, start, end in STAGES:
         if progress <= share or (share, start, end) == STAGES[-1]:

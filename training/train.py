@@ -21,12 +21,12 @@ from ..lance_model.language import LanceTokenizer
 from . import autoencoder as autoencoders
 from . import vision as encoders
 from .data import draw_batch, make_examples, make_pools
-from .distributed import in_processes, sum_gradients
+from .distributed import in_processes, reduce_gradients
 from .loss import loss_of
 from .model import Trainee, make_optimizers, used_rows
 from .packed import pack, read_autoencoder, read_trainee
 from .report import Losses, Report
-from .schedule import learning_rate, task_weights
+from .schedule import learning_rate, mixture
 
 MICROBATCHES = 4  # of different tasks in a step, shared among the processes
 PROMPT_DROPPED = 0.1
@@ -141,20 +141,20 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
         report(f"{counts}, {settings.processes} processes")
 
     while state.step < settings.steps:
-        weights = task_weights(state.step / settings.steps if settings.start is None else 1.0)
+        mix = mixture(state.step / settings.steps if settings.start is None else 1.0)
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * learning_rate(state.step, settings.steps)
         for _ in range(MICROBATCHES // settings.processes):
-            task = rng.choices(list(weights), list(weights.values()))[0]
+            task = rng.choices(list(mix), list(mix.values()))[0]
             batch = draw_batch(rng, pools, task)
             dropped = batch[0].target is not None and rng.random() < PROMPT_DROPPED
             loss = loss_of(trainee, pools, batch, dropped)
             (loss / MICROBATCHES).backward()
             if not dropped:
                 losses.add(task, loss.item())
-        sum_gradients(state.parameters)
+        reduce_gradients(state.parameters)
         state.advance()
         if rank > 0:
             continue

@@ -17,13 +17,13 @@ BATCH, RATE = 128, 2e-3
 SHAPES, COLORS = list(world.OUTLINES), list(world.COLORS)
 SIZES, BACKGROUNDS = list(world.SIZES), list(world.BACKGROUNDS)
 # Questions about a picture: how many answers each has. What is at a place may be nothing, answer 0.
-ANSWERS = [*[1 + len(SHAPES), 1 + len(COLORS), 1 + len(SIZES)] * len(world.CENTERS), len(BACKGROUNDS), 2, 4]
+ANSWERS = [*[1 + len(SHAPES), 1 + len(COLORS), 1 + len(SIZES)] * len(world.POSITIONS), len(BACKGROUNDS), 2, 4]
 
 
 def answers(scene: world.Scene) -> list[int]:
-    found = [[0, 0, 0] for _ in world.CENTERS]
+    found = [[0, 0, 0] for _ in world.POSITIONS]
     for thing in scene.things:
-        distances = [(x - thing.x) ** 2 + (y - thing.y) ** 2 for x, y in world.CENTERS.values()]
+        distances = [(x - thing.x) ** 2 + (y - thing.y) ** 2 for x, y in world.POSITIONS.values()]
         found[distances.index(min(distances))] = [
             1 + SHAPES.index(thing.shape),
             1 + COLORS.index(thing.color),

@@ -130,8 +130,10 @@ class Gallery:
 
 
 PROMPT = "a small red circle on the left and a small blue star on the right on a pink background"
-CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.CENTERS["on the left"], place="on the left"),), "green")
-STAR = world.Scene((world.Thing("star", "blue", 13, *world.CENTERS["in the middle"], place="in the middle"),), "white")
+CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.POSITIONS["on the left"], place="on the left"),), "green")
+STAR = world.Scene(
+    (world.Thing("star", "blue", 13, *world.POSITIONS["in the middle"], place="in the middle"),), "white"
+)
 
 
 def overview(gallery: Gallery) -> Image.Image:
@@ -195,8 +197,8 @@ def help_pictures(gallery: Gallery) -> dict[str, Callable[[], list]]:
 
     pair = world.Scene(
         (
-            world.Thing("circle", "blue", 10, *world.CENTERS["on the left"]),
-            world.Thing("square", "orange", 10, *world.CENTERS["on the right"]),
+            world.Thing("circle", "blue", 10, *world.POSITIONS["on the left"]),
+            world.Thing("square", "orange", 10, *world.POSITIONS["on the right"]),
         ),
         "blue",
     )

@@ -9,7 +9,7 @@ import av
 import numpy
 from PIL import Image
 
-from ...training.world import CENTERS, OUTLINES, SIDE, SIZES, Scene, Thing, a_clip, render
+from ...training.world import OUTLINES, POSITIONS, SIDE, SIZES, Scene, Thing, a_clip, render
 from ..host.workflows import INPUTS
 
 FPS, RATE = 12, 44100
@@ -19,7 +19,7 @@ def scene(background: str, *things: tuple[str, str, str]) -> Scene:
     """A scene of things given as colour, shape and place: one of middle size, or several small ones."""
     radius = SIZES["" if len(things) == 1 else "small"]
     return Scene(
-        tuple(Thing(shape, color, radius, *CENTERS[place], place=place) for color, shape, place in things), background
+        tuple(Thing(shape, color, radius, *POSITIONS[place], place=place) for color, shape, place in things), background
     )
 
 

@@ -8,9 +8,9 @@ from .edits import EDITS, Edit, a_subject, an_edit
 from .recognition import Detection, detect, detect_motion, same_things
 from .scenes import (
     BACKGROUNDS,
-    CENTERS,
     COLORS,
     OUTLINES,
+    POSITIONS,
     SIDE,
     SIZES,
     Scene,
@@ -26,7 +26,7 @@ from .words import article, describe, question, sentence, setting
 
 __all__ = [
     "BACKGROUNDS",
-    "CENTERS",
+    "POSITIONS",
     "COLORS",
     "EDITS",
     "FRAMES",

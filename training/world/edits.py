@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from .scenes import BACKGROUNDS, CENTERS, COLORS, Scene, a_background, another, jitter, single, two
+from .scenes import BACKGROUNDS, COLORS, POSITIONS, Scene, a_background, another, jitter, single, two
 from .words import article, setting
 
 
@@ -45,8 +45,8 @@ def add(rng: random.Random) -> Edit:
 def move(rng: random.Random) -> Edit:
     source = single(rng)
     thing = source.things[0]
-    place = another(rng, CENTERS, thing.place)
-    (x0, y0), (x, y) = CENTERS[thing.place], CENTERS[place]
+    place = another(rng, POSITIONS, thing.place)
+    (x0, y0), (x, y) = POSITIONS[thing.place], POSITIONS[place]
     moved = replace(thing, place=place, x=thing.x - x0 + x, y=thing.y - y0 + y)
     where = {"in the middle": "to the middle", "on the left": "to the left", "on the right": "to the right"}
     where |= {"at the top": "to the top", "at the bottom": "to the bottom"}
@@ -72,13 +72,13 @@ def a_subject(rng: random.Random) -> tuple[tuple[Scene, ...], str, Scene]:
     if rng.random() < 0.75:
         reference = single(rng)
         thing = reference.things[0]
-        place = rng.choice(list(CENTERS))
-        x, y = CENTERS[place]
+        place = rng.choice(list(POSITIONS))
+        x, y = POSITIONS[place]
         background = a_background(rng)
         target = Scene((replace(thing, x=x + jitter(rng), y=y + jitter(rng), place=place),), **background)
         return (reference,), f"the object from the picture {place} on {setting(target)}", target
     target = two(rng)
-    x, y = CENTERS["in the middle"]
+    x, y = POSITIONS["in the middle"]
     references = tuple(
         Scene((replace(thing, x=x + jitter(rng), y=y + jitter(rng)),), **a_background(rng)) for thing in target.things
     )

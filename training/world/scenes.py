@@ -31,7 +31,7 @@ BACKGROUNDS = {
     "pink": (252, 218, 232),
 }
 SIZES = {"small": 10, "": 13, "large": 16}  # radius in pixels
-CENTERS = {  # of things, in pixels, by the words for their place
+POSITIONS = {  # of things, in pixels, by the words for their place
     "in the middle": (32, 32),
     "on the left": (19, 32),
     "on the right": (45, 32),
@@ -136,9 +136,9 @@ def a_thing(
     rng: random.Random, place: str | None = None, size: str | None = None, loose: float = 2.0, **given
 ) -> Thing:
     """`loose` is how far from its place it may be, in pixels."""
-    place = rng.choice(list(CENTERS)) if place is None else place
+    place = rng.choice(list(POSITIONS)) if place is None else place
     size = rng.choice(list(SIZES)) if size is None else size
-    x, y = CENTERS[place]
+    x, y = POSITIONS[place]
     loose = 1.0 if size == "large" else loose
     shape = given.get("shape") or rng.choice(list(OUTLINES))
     color = given.get("color") or rng.choice(list(COLORS))
