@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import comfy.model_management
 import comfy.utils
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from comfyui_lance.lance_model import language
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.nodes.loader import NANO, LoadLance
-from comfyui_lance.training import autoencoder, judge, train, world
+from comfyui_lance.training import autoencoder, judge, model, world
+from comfyui_lance.training import packed as packing
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -35,7 +37,7 @@ def test_the_world_reads_itself():
     assert all(background == scene.background for (background, _), scene in zip(seen, scenes))
     assert sum(world.same_things(things, scene) for (_, things), scene in zip(seen, scenes)) >= 98
     clips = [world.a_clip(rng) for _ in range(60)]
-    assert sum(world.motion([world.render(f) for f in clip.frames]) == clip.motion for clip in clips) >= 59
+    assert sum(world.detect_motion([world.render(f) for f in clip.frames]) == clip.motion for clip in clips) >= 59
 
 
 def test_the_judge_finds_faults():
@@ -68,7 +70,7 @@ def test_wide_channels_change_nothing():
 def test_what_is_sampled_is_what_was_trained_on(nano):
     model, _, vae = nano
     scene = world.single(random.Random(4))
-    trained = train.read_autoencoder(packed.PACKED).latents(autoencoder.pixels([world.render(scene)])[:, :, None])
+    trained = packing.read_autoencoder(packed.PACKED).latents(autoencoder.pixels([world.render(scene)])[:, :, None])
     sampled = model.model.process_latent_in(vae.encode(judge.image(scene)))
     torch.testing.assert_close(sampled, trained.detach(), atol=1e-3, rtol=1e-3)
 
@@ -77,10 +79,10 @@ def test_what_is_packed_can_be_trained_on(tmp_path):
     with safe_open(packed.PACKED, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}
     rows = stored[packed.ROWS].tolist()
-    trainee = train.Trainee(rows, language.LanceTokenizer())
-    train.read_packed(packed.PACKED, trainee, rows)
-    vae = train.read_autoencoder(packed.PACKED).fold()
-    train.pack(tmp_path / "again.safetensors", dict(trainee.named_parameters()), vae, rows)
+    trainee = model.Trainee(rows, language.LanceTokenizer())
+    packing.read_trainee(packed.PACKED, trainee, rows)
+    vae = packing.read_autoencoder(packed.PACKED).fold()
+    packing.pack(tmp_path / "again.safetensors", dict(trainee.named_parameters()), vae, rows)
     with safe_open(tmp_path / "again.safetensors", "pt") as file:
         assert set(file.keys()) == stored.keys()
         for name, weight in stored.items():
@@ -144,6 +146,15 @@ def test_it_loads_beside_other_weights(tiny, monkeypatch, tmp_path):
 def test_what_was_asked_for_is_made(nano, task):
     one_less = judge.TASKS[task][1] - 1 / PROMPTS  # another processor may turn a close one
     assert judge.right(judge.Judge(*nano), task, PROMPTS) >= one_less
+
+
+def test_an_evaluation_leaves_training_as_it_was(monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    task = next(iter(judge.TASKS))
+    assert judge.evaluate(packed.PACKED, 1, [task]).keys() == {task}
+    assert torch.equal(torch.get_rng_state(), before) and comfy.model_management.in_training
 
 
 def test_the_same_seed_is_the_same_picture(nano):

@@ -5,7 +5,9 @@ Channels that are zero stay zero through ReLU, so the widened network computes w
 
 from __future__ import annotations
 
+import random
 import time
+from pathlib import Path
 
 import numpy
 import torch
@@ -161,3 +163,16 @@ def train(rng, steps: int, report, model: NarrowTAEHV | None = None) -> NarrowTA
             part = "decoder" if decoder_alone else "autoencoder"
             report(f"{part} {step + 1}/{steps}: loss {recent:.4f}, {time.monotonic() - started:.0f} s")
     return model.eval()
+
+
+def trained(file: Path, seed: int, steps: int, report) -> NarrowTAEHV:
+    """As `file` holds it; else trained from nothing, the decoder then some more, and written there."""
+    if file.exists():
+        model = NarrowTAEHV()
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model.eval()
+    torch.manual_seed(seed)
+    model = train(random.Random(seed), steps, report)
+    train(random.Random(seed + 1), steps // 2, report, model)
+    torch.save(model.state_dict(), file)
+    return model

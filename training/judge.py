@@ -5,14 +5,19 @@ KSampler, results read back by the world's own rules.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
+import comfy.model_management
 import numpy
 import torch
+from safetensors.torch import save_file
 
 import nodes
 
+from ..lance_model import loading, nano
 from ..nodes.answer import LanceAnswer
 from ..nodes.edit import LanceEncodeEdit
 from ..nodes.encode import LanceEncode
@@ -59,8 +64,8 @@ class Judge:
         edit = world.an_edit(rng)
         encoded = LanceEncodeEdit.execute(self.clip, self.vae, image(edit.source), edit.instruction, KEEP).result
         (picture,) = self.sample(*(out[0] if isinstance(out, list) else out for out in encoded), seed)
-        background, seen = world.detect(picture)
-        return background == edit.target.background and world.same_things(seen, edit.target)
+        background, found = world.detect(picture)
+        return background == edit.target.background and world.same_things(found, edit.target)
 
     def captioned(self, scene: world.Scene) -> str:
         node = LanceAnswer.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
@@ -77,7 +82,7 @@ class Judge:
     def text_to_video(self, rng: random.Random, seed: int) -> bool:
         clip = world.a_clip(rng)
         frames = self.made(clip.describe(), seed, world.FRAMES)
-        return world.motion(frames) == clip.motion
+        return world.detect_motion(frames) == clip.motion
 
     def image_to_video(self, rng: random.Random, seed: int) -> bool:
         """Begins with the given picture, to the eye and to the mean pixel."""
@@ -92,7 +97,7 @@ class Judge:
         clip = world.a_clip(rng)
         latent = LanceImageToVideo.execute(self.vae, KEEP, world.FRAMES, 1, start=image(clip.first)).result[0]
         encoded = LanceEncode.execute(self.clip, "video", clip.describe()).result
-        return world.motion(self.sample(*encoded, latent, seed)) == clip.motion
+        return world.detect_motion(self.sample(*encoded, latent, seed)) == clip.motion
 
     def subject(self, rng: random.Random, seed: int) -> bool:
         references, prompt, scene = world.a_subject(rng)
@@ -131,3 +136,18 @@ def right(judge: Judge, task: str, count: int, seed: int = 0) -> float:
     """The share of right results over `count` prompts; the same prompts and noise for the same seed."""
     rng = random.Random(f"{task} {seed}")
     return sum(TASKS[task][0](judge, rng, 1000 * seed + i) for i in range(count)) / count
+
+
+def evaluate(packed: Path, count: int, tasks: Collection[str] = TASKS) -> dict[str, float]:
+    """The shares of right results of a packed model. Leaves torch's random numbers and ComfyUI's mode as they were."""
+    mode = comfy.model_management.in_training
+    comfy.model_management.in_training = False
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), torch.inference_mode():
+            path = Path(folder) / "lance_nano.safetensors"
+            tensors, metadata = nano.unpack(packed)
+            save_file(tensors, path, metadata)
+            judge = Judge(*loading.load(path))
+            return {task: right(judge, task, count) for task in tasks}
+    finally:
+        comfy.model_management.in_training = mode

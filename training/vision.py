@@ -4,7 +4,6 @@ where. Lance's encoder comes trained (it is Qwen2.5-VL's); this stands in for th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -12,16 +11,17 @@ import torch.nn.functional as F
 
 from ..lance_model import media
 from . import world
+from .data import for_vision
 
 BATCH, RATE = 128, 2e-3
-SHAPES, COLORS, POSITIONS = list(world.OUTLINES), list(world.COLORS), list(world.POSITIONS)
+SHAPES, COLORS = list(world.OUTLINES), list(world.COLORS)
 SIZES, BACKGROUNDS = list(world.SIZES), list(world.BACKGROUNDS)
 # Questions about a picture: how many answers each has. What is at a place may be nothing, answer 0.
-ANSWERS = [*[1 + len(SHAPES), 1 + len(COLORS), 1 + len(SIZES)] * len(POSITIONS), len(BACKGROUNDS), 2, 4]
+ANSWERS = [*[1 + len(SHAPES), 1 + len(COLORS), 1 + len(SIZES)] * len(world.POSITIONS), len(BACKGROUNDS), 2, 4]
 
 
 def answers(scene: world.Scene) -> list[int]:
-    found = [[0, 0, 0] for _ in POSITIONS]
+    found = [[0, 0, 0] for _ in world.POSITIONS]
     for thing in scene.things:
         distances = [(x - thing.x) ** 2 + (y - thing.y) ** 2 for x, y in world.POSITIONS.values()]
         found[distances.index(min(distances))] = [
@@ -32,14 +32,16 @@ def answers(scene: world.Scene) -> list[int]:
     return [*sum(found, []), BACKGROUNDS.index(scene.background), int(scene.graded), len(scene.things)]
 
 
-def embeddings(visual: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [n, h, w, 3] in 0..1, each alone → tokens [n, K, hidden]."""
-    patches, grid = media.patches(pictures.repeat_interleave(2, dim=0))
-    return visual(patches, grid).unflatten(0, (len(pictures), -1))
+def embeddings(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures [n, h, w, 3] or clips [n, t, h, w, 3] in 0..1, each alone → tokens [n, K, hidden]."""
+    # A picture counts as two equal frames; pictures side by side in time are seen one by one.
+    frames = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels.repeat_interleave(2, dim=0)
+    patches, grid = media.patches(frames)
+    return visual(patches, grid).unflatten(0, (len(pixels), -1))
 
 
-def train(rng, visual: nn.Module, steps: int, pool: int, for_vision: Callable, device, report) -> None:
-    """Trains `visual` on `pool` pictures, moved by up to a pixel; `for_vision` makes [n, h, w, 3] bytes of pictures."""
+def train(rng, visual: nn.Module, steps: int, pool: int, device, report) -> None:
+    """Trains `visual` on `pool` pictures, moved by up to a pixel."""
     scenes = [world.a_scene(rng) for _ in range(pool)]
     pictures = torch.cat(
         [for_vision([world.render(scene) for scene in scenes[i : i + 128]]) for i in range(0, pool, 128)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 
 import av
 import numpy
 from PIL import Image
 
-from ...training.world import OUTLINES, POSITIONS, SIDE, SIZES, Scene, Thing, a_clip, random, render
+from ...training.world import OUTLINES, POSITIONS, SIDE, SIZES, Scene, Thing, a_clip, render
 from ..host.workflows import INPUTS
 
 FPS, RATE = 12, 44100
