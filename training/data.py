@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..lance_model import tasks
-from ..lance_model.resolution import OwnSize
 from ..lance_model.language import LanceTokenizer
+from ..lance_model.resolution import OwnSize
 from ..lance_model.sequence import IM_END, Label
 from . import world
 from .autoencoder import NarrowTAEHV, pixels
