@@ -41,10 +41,10 @@ def main() -> None:
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    import parity_case
     from comfyui_lance.dev.host import number_formats, tiny_checkpoint
     from comfyui_lance.lance_model import loading, nano
     from comfyui_lance.training import judge
+    from support import parity_case
 
     cases = chosen([*parity_case.CASES, *parity_case.ANSWERS], options.cases)
     tasks = list(judge.TASKS) if options.count else []

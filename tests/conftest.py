@@ -18,6 +18,37 @@ torch.set_num_threads(1)  # tiny layers gain nothing from threads, and wait long
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+def is_quick(item: pytest.Item) -> bool:
+    return not any(item.get_closest_marker(mark) for mark in ("slow", "server", "browser"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses the server. Whole files, as one process runs them: first the quick ones, so that a failure shows
+    early, then the slow ones, so that none is begun last; of either the larger ones first."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if "server" in item.fixturenames:
+            item.add_marker("server")
+        files.setdefault(item.path, []).append(item)
+
+    def rank(file: list[pytest.Item]) -> tuple[bool, bool, int]:
+        slow = any(item.get_closest_marker("slow") for item in file)
+        return not all(map(is_quick, file)), not slow, -len(file)
+
+    items[:] = [item for file in sorted(files.values(), key=rank) for item in file]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tokenizer():
+    """All models of a run share one: it takes longest to build of their parts."""
+    from comfyui_lance.lance_model import language, loading
+
+    tokenizer = language.LanceTokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "LanceTokenizer", lambda: tokenizer)
+        yield tokenizer
+
+
 @pytest.fixture(autouse=True)
 def no_remembered_choices():
     """ComfyUI remembers in which format it adds LoRAs, also what it chose while a test told it of another card."""
@@ -59,7 +90,7 @@ def noise() -> torch.Tensor:
 def pair(lance):
     """Positive and negative CONDITIONING of a prompt."""
     from comfyui_lance.lance_model import language
-    from sampling import PROMPT
+    from support.sampling import PROMPT
 
     return language.encode_pair(lance[1], PROMPT)
 

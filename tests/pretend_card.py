@@ -26,8 +26,8 @@ from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
 from comfyui_lance.nodes.latent import EmptyLanceLatent
 from comfyui_lance.nodes.loader import FOLDER, NANO, LoadLance
 from comfyui_lance.nodes.reference import LanceEncodeReferences
-from test_answers import OFF, QUESTION, node
-from test_media import clip_of, picture
+from support.answers import OFF, QUESTION, node
+from support.pictures import clip_of, picture
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 STEPS, SMALL, NO_ROOM = 4, "demonstration 64x64", 1

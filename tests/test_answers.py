@@ -11,22 +11,12 @@ from comfy_extras.nodes_textgen import TextGenerate
 from comfyui_lance.lance_model import choosing, decoding, generation, language, media, tasks
 from comfyui_lance.lance_model.sequence import IM_END, TEXT_VOCABULARY, Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
-from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
-from test_media import clip_of, picture
-from test_sampling import lora_patches
+from comfyui_lance.nodes.answer import LanceEnhancePrompt
+from support.answers import OFF, ask, node
+from support.pictures import clip_of, picture
+from support.sampling import lora_patches
 
-OFF = {"sampling": "off"}
 ON = {"sampling": "on", "temperature": 1.0, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.05, "seed": 7}
-QUESTION = {"task": "question", "question": "What is it?"}
-
-
-def node(cls):
-    """The node as ComfyUI's executor prepares it, outside of a prompt."""
-    return cls.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
-
-
-def ask(lance, task=QUESTION, sampling=OFF, max_length=6, **kwargs) -> list[str]:
-    return node(LanceAnswer).execute(lance[0], lance[1], task, max_length, sampling, **kwargs).result[0]
 
 
 def enhance(lance, prompt: str, **kwargs) -> str:

@@ -13,17 +13,9 @@ from comfy_extras.nodes_video_model import ConditioningSetAreaPercentageVideo
 from comfyui_lance.lance_model import language, regions
 from comfyui_lance.nodes.latent import EmptyLanceLatent
 from comfyui_lance.training import world
-from sampling import Probe, sample, schedule
-from test_sampling import edit, ksample, relative
+from support.sampling import Probe, edit, ksample, relative, sample, schedule
 
 import nodes
-
-PROMPT = "A red fox sleeps under a birch tree in the snow."
-
-
-@pytest.fixture()
-def pair(lance):
-    return language.encode_pair(lance[1], PROMPT)
 
 
 def noise(frames=1, height=8, width=12, batch=1) -> torch.Tensor:

@@ -11,7 +11,10 @@ from comfyui_lance.dev.host import workflows
 pytest.importorskip("playwright", reason="playwright is not installed")
 from comfyui_lance.dev.host import browser  # noqa: E402
 
-pytestmark = pytest.mark.skipif(browser.find_chromium() is None, reason="no Chromium or Chrome on the path")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(browser.find_chromium() is None, reason="no Chromium or Chrome on the path"),
+]
 
 ARTIFACTS = workflows.REPOSITORY / "tests" / "artifacts"
 PROMPT = "async () => (await app.graphToPrompt()).output"

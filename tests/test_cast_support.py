@@ -8,8 +8,9 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from comfyui_lance.lance_model import loading
-from safetensors.torch import load_file
-from test_formats import FORMATS, MODEL, beside, relative, save, velocity
+from support.checkpoints import MODEL, save
+from support.formats import FORMATS, TENSORS, beside, in_bf16, velocity
+from support.sampling import relative
 
 FLOATS = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -31,9 +32,8 @@ def apple(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def weights(tiny) -> dict[str, torch.Tensor]:
-    """The tiny transformer in bf16."""
-    return {key: value.to(torch.bfloat16) for key, value in load_file(tiny / MODEL).items()}
+def weights(tiny) -> TENSORS:
+    return in_bf16(tiny)
 
 
 @pytest.fixture()

@@ -18,7 +18,7 @@ from comfyui_lance.nodes.answer import LanceAnswer, LanceEnhancePrompt
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit, sampled
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.reference import LanceEncodeReferences
-from sampling import sample, schedule
+from support.sampling import sample, schedule
 
 ENCODERS = {".webm": "libvpx-vp9", ".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".h264": "libx264"}
 # Bursts of 30 frames a second between pauses, for three seconds, as a screen recording has them.

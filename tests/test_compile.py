@@ -7,7 +7,9 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from comfyui_lance.lance_model import language, media
 from comfyui_lance.lance_model.sequence import Label
-from sampling import sample, schedule
+from support.sampling import sample, schedule
+
+pytestmark = pytest.mark.slow
 
 STEPS = 8  # the last is below the CFG interval
 GRAPHS = 7  # two parts of two experts, of one also for its first length alone, and without queries in the last layer

@@ -9,17 +9,12 @@ import pytest
 import torch
 from comfyui_lance.lance_model import language
 from comfyui_lance.training import judge, world
-from sampling import sample, schedule
+from support.sampling import sample, schedule
 
 from nodes import ConditioningCombine, ConditioningSetMask, ConditioningSetTimestepRange, VAEDecode, common_ksampler
 
 FOX, BOAT = "A red fox sleeps in the snow.", "A blue boat under a bridge."
 STEPS = 6
-
-
-@pytest.fixture()
-def noise() -> torch.Tensor:
-    return torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
 
 
 def encoded(lance, prompt: str) -> tuple[list, list]:

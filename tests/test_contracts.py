@@ -10,8 +10,8 @@ import pytest
 import torch
 from comfy_api.latest import InputImpl
 from comfyui_lance.lance_model import tasks
-from test_answers import ask
-from test_media import clip_of, picture
+from support.answers import ask
+from support.pictures import clip_of, picture
 
 GREEDY = {"do_sample": False, "max_length": 6, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0}

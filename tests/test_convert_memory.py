@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import subprocess
 import sys
 from math import prod
@@ -13,6 +11,9 @@ from pathlib import Path
 import pytest
 from comfyui_lance.scripts import convert
 from safetensors import safe_open
+from support.checkpoints import write_sparse
+
+pytestmark = pytest.mark.slow
 
 LIMIT = 300 << 20  # bytes, beside the 0.2 GB of Python and torch on a CPU
 HIDDEN, MLP, ROWS = 2048, 11008, 151936
@@ -41,24 +42,11 @@ sys.stdout.write(str(memory("VmHWM") - before))
 """
 
 
-def write_zeros(path: Path) -> None:
-    """A sparse safetensors file in float32."""
-    entries, end = {}, 0
-    for name, shape in SHAPES.items():
-        start, end = end, end + 4 * prod(shape)
-        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    head = json.dumps(entries).encode()
-    path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        file.truncate(8 + len(head) + end)
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
 def test_half_a_gigabyte_is_enough(dtype, tiny, tmp_path):
     model, out = tmp_path / "Lance_3B" / "model.safetensors", tmp_path / "out.safetensors"
-    write_zeros(model)
+    write_sparse(model, SHAPES, "F32")
     command = [sys.executable, "-c", PROGRAM, model, out, "--dtype", dtype]
     command += ["--vision", tiny / "Qwen2.5-VL-ViT" / "vit.safetensors", "--vae", tiny / "Wan2.2_VAE.safetensors"]
     scripts = os.environ | {"PYTHONPATH": str(Path(convert.__file__).parent)}

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.patcher_extension
+import pytest
 import torch
 from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 from comfyui_lance.lance_model import language
 from comfyui_lance.lance_model.sequence import CONDITIONING
-from sampling import sample, schedule
+from support.sampling import sample, schedule
 
 
+@pytest.mark.slow
 def test_on_a_pretend_card():
     command = [sys.executable, "-m", "pytest", "-q", Path(__file__).with_name("pretend_card.py")]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface import inputs, lance_nodes
+from support.interface import inputs, lance_nodes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = REPOSITORY / "web" / "docs"
@@ -125,6 +125,7 @@ def test_the_chart_shows_the_figures(monkeypatch):
     assert (REPOSITORY / "docs" / "speed.svg").read_text(encoding="utf-8") == chart.draw(figures)
 
 
+@pytest.mark.browser
 def test_the_page_speaks_chinese(server):
     pytest.importorskip("playwright", reason="playwright is not installed")
     from comfyui_lance.dev.host import browser

@@ -10,6 +10,8 @@ from comfyui_lance.dev.endurance import jobs
 from comfyui_lance.dev.endurance.checks import checks
 from comfyui_lance.lance_model import loading
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture(scope="module")
 def sturdy():

@@ -17,8 +17,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 from comfy_extras.nodes_tomesd import TomePatchModel
 from comfyui_lance.lance_model import diffusion, language, media
 from comfyui_lance.lance_model.sequence import Label
-from sampling import PROMPT, sample, schedule
-from test_sampling import ksample, relative
+from support.sampling import PROMPT, ksample, relative, sample, schedule
 
 import nodes
 

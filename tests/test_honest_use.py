@@ -10,12 +10,12 @@ import os
 
 import pytest
 import torch
-from stock.honest import build
-from stock.host import Host, Outcome, host
+from support.stock.honest import build
+from support.stock.host import Host, Outcome, host
 
 CASES = int(os.environ.get("LANCE_HONEST_CASES", 200))
 SEED = int(os.environ.get("LANCE_HONEST_SEED", 0))
-pytestmark = pytest.mark.filterwarnings("ignore")  # samplers warn at few steps
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # samplers warn at few steps
 TWICE = 10  # every tenth graph is run again, by then with nothing left in any cache
 BEYOND = 3.0  # of 0 to 1, until saving clips it: ComfyUI leaves what a small autoencoder decodes as it is
 DIFFERENT = 1e-3  # a sum in another order moves a pixel less

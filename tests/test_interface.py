@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface import interface, lance_nodes
+from support.interface import interface, lance_nodes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SNAPSHOT = REPOSITORY / "tests" / "object_info.json"

@@ -13,7 +13,7 @@ from comfyui_lance.lance_model import language
 from comfyui_lance.nodes.lora import LoadLanceLora
 from comfyui_lance.scripts import convert
 from safetensors.torch import load_file, save_file
-from sampling import sample, schedule
+from support.sampling import relative, sample, schedule
 
 LAYER = "language_model.model.layers.{}.self_attn."
 RANK = 4
@@ -46,10 +46,6 @@ def run(model, pair) -> torch.Tensor:
 def applied(lance, weights: dict[str, torch.Tensor], strength: float = 1.0):
     """What core's LoRA loader gives."""
     return comfy.sd.load_lora_for_models(*lance[:2], weights, strength, strength)[0]
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def test_a_lora_of_the_generation_expert_counts_by_its_strength(lance, pair):

@@ -1,29 +1,17 @@
 """Pictures and clips of any kind reach the model in the sizes it was trained on."""
 
-from fractions import Fraction
-
 import pytest
 import torch
-from comfy_api.latest import InputImpl, Types
 from comfyui_lance.lance_model import language, media
 from comfyui_lance.lance_model.sequence import CONDITIONING, IM_END, IM_START, Label
 from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.latent import SIZES, EmptyLanceLatent
 from comfyui_lance.nodes.reference import LanceEncodeReferences
-from sampling import sample, schedule
+from support.pictures import clip_of, picture
+from support.sampling import sample, schedule
 
 SMALL = "image 256"
-
-
-def picture(width: int = 96, height: int = 64, channels: int = 3, n: int = 1, seed: int = 0) -> torch.Tensor:
-    return torch.rand(n, height, width, channels, generator=torch.Generator().manual_seed(seed))
-
-
-def clip_of(frames: int, fps: int = 12, width: int = 64, height: int = 64):
-    return InputImpl.VideoFromComponents(
-        Types.VideoComponents(images=picture(width, height, n=frames), frame_rate=Fraction(fps))
-    )
 
 
 def sequence(conditioning):

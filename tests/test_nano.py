@@ -18,6 +18,8 @@ from comfyui_lance.nodes.loader import NANO, LoadLance
 from comfyui_lance.training import autoencoder, judge, train, world
 from safetensors import safe_open
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = 10
 
 

@@ -11,7 +11,9 @@ from comfyui_lance.dev.host.number_formats import FORMATS
 from comfyui_lance.lance_model import loading
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.training import judge
-from parity_case import ANSWERS, CASES, distances, load_case
+from support.parity_case import ANSWERS, CASES, distances, load_case
+
+pytestmark = pytest.mark.slow
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # Format → what is computed in, by MODEL and by CLIP, and how far from the reference the first velocity and the first

@@ -10,7 +10,9 @@ import torch
 from comfyui_lance.lance_model import language, loading, media
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.lance_model.sequence import Label
-from sampling import sample, schedule
+from support.sampling import sample, schedule
+
+pytestmark = pytest.mark.slow
 
 FILES = ("Lance_3B/model.safetensors", "Qwen2.5-VL-ViT/vit.safetensors", "Wan2.2_VAE.safetensors")
 

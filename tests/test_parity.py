@@ -8,8 +8,8 @@ import torch
 from comfyui_lance.lance_model import language, media
 from comfyui_lance.lance_model.positions import position_ids
 from comfyui_lance.lance_model.sequence import CONDITIONING, IM_END
-from parity_case import ANSWERS, CASES, Case, answered, asked, encoded, given_frames, load_case
-from sampling import Probe, sample, schedule
+from support.parity_case import ANSWERS, CASES, Case, answered, asked, encoded, given_frames, load_case
+from support.sampling import Probe, sample, schedule
 
 
 def check_sequence(conditioning, case: Case, suffix: str = "") -> None:

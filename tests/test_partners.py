@@ -20,13 +20,13 @@ from comfyui_lance.nodes.encode import LanceEncode
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
 from comfyui_lance.nodes.reference import LanceEncodeReferences
-from sampling import sample, schedule
+from support.answers import OFF, QUESTION, node
+from support.sampling import sample, schedule
 
 CPU = torch.device("cpu")
 SMALL = "image 256"
 PICTURE = torch.zeros(1, 64, 64, 3)
 VIDEO = InputImpl.VideoFromComponents(Types.VideoComponents(images=PICTURE.repeat(5, 1, 1, 1), frame_rate=Fraction(12)))
-QUESTION, OFF = {"task": "question", "question": "What is it?"}, {"sampling": "off"}
 
 
 def foreign_model():
@@ -67,11 +67,6 @@ def prompt(model, clip, vae):
 
 def frames(model, clip, vae):
     LanceImageToVideo.execute(vae, media.KEEP, 9, 1, start=PICTURE)
-
-
-def node(cls):
-    """The node as ComfyUI's executor prepares it, outside of a prompt."""
-    return cls.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
 
 
 def ask(model, clip, vae):

@@ -18,7 +18,9 @@ import pytest
 from comfyui_lance.dev.endurance import jobs as endurance
 from comfyui_lance.dev.endurance.jobs import picture, question
 from PIL import Image
-from proxy import Proxy
+from support.proxy import Proxy
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 CLIENTS = Path(__file__).resolve().parent.parent / "clients"
 NOWHERE = "http://127.0.0.1:9"

@@ -10,6 +10,8 @@ from comfyui_lance.training import judge, world
 
 from nodes import VAEDecode, common_ksampler
 
+pytestmark = pytest.mark.slow
+
 SCENE = world.single(random.Random(2))
 
 

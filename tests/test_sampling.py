@@ -1,7 +1,4 @@
-"""Lance under ComfyUI's samplers, guiders, conditioning nodes, step caches, hooks and memory management."""
-
-import gc
-import weakref
+"""Lance under ComfyUI's samplers, guiders, conditioning nodes, step caches and memory management."""
 
 import comfy.hooks
 import comfy.model_management
@@ -12,12 +9,10 @@ import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
-from comfyui_lance.lance_model import context, diffusion, language, loading, media
-from comfyui_lance.lance_model.sequence import Label
-from comfyui_lance.lance_model.transformer import LanceTransformer
+from comfyui_lance.lance_model import language, loading
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
-from parity_case import load_case
-from sampling import PROMPT, Probe, sample, schedule
+from support.parity_case import load_case
+from support.sampling import PROMPT, Probe, edit, ksample, lora_patches, relative, sample, schedule
 
 from nodes import (
     CLIPTextEncode,
@@ -27,38 +22,6 @@ from nodes import (
     ConditioningSetArea,
     ConditioningZeroOut,
 )
-
-
-@pytest.fixture()
-def contexts(monkeypatch) -> list[int]:
-    """Grows by the number of context tokens at each context pass."""
-    counted, original = [], LanceTransformer.context
-
-    def counting(self, und, gen, *args, **kwargs):
-        counted.append(und.shape[1] + (0 if gen is None else gen.shape[1]))
-        return original(self, und, gen, *args, **kwargs)
-
-    monkeypatch.setattr(LanceTransformer, "context", counting)
-    return counted
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
-def ksample(model, noise, pair, steps=30, sampler="euler", scheduler="simple", cfg=4.0, **kwargs) -> torch.Tensor:
-    """What KSampler runs, in the model's own latent space."""
-    out = comfy.sample.sample(
-        model, noise, steps, cfg, sampler, scheduler, *pair, torch.zeros_like(noise), disable_pbar=True, **kwargs
-    )
-    return model.get_model_object("latent_format").process_in(out)
-
-
-def test_thirty_steps_evaluate_56_targets_in_30_passes_and_two_contexts(lance, pair, noise, contexts):
-    probe = Probe()
-    ksample(probe.attach(lance[0]), noise, pair)
-    assert (len(probe.branches), probe.evaluations) == (30, 56)
-    assert len(contexts) == 2
 
 
 @pytest.mark.parametrize("name", ["t2i", "t2v"])
@@ -187,45 +150,6 @@ def test_kept_places_do_not_move(lance, pair):
     assert soft < hard
 
 
-def edit(clip, seen_prompt=PROMPT):
-    picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(5))
-    seen = media.see(picture, "image 256")
-    source = media.Medium(seen.patches, seen.grid, torch.randn(1, 48, 1, 4, 6), Label.SOURCE)
-    return language.encode_pair(clip, seen_prompt, seen=[source])
-
-
-def test_branches_share_system_prompt_and_media(lance, noise, contexts):
-    model, clip, _ = lance
-    pair = edit(clip)
-    ksample(model, noise, pair, 4)
-    cond, uncond = (encoded[0][1]["lance_sequence"] for encoded in pair)
-    lengths = [sum(len(s) for s in sequence.context) for sequence in (cond, uncond)]
-    head = sum(len(s) for s in cond.segments[:3])
-    assert sum(contexts) == sum(lengths) - head and head > 5 * min(contexts)
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("case", ["text", "edit", "combined", "masked"])
-def test_branches_in_one_pass_compute_what_they_do_apart(lance, noise, monkeypatch, case, batch):
-    model, clip, _ = lance
-    positive, negative = edit(clip) if case == "edit" else language.encode_pair(clip, PROMPT)
-    if case == "combined":
-        (positive,) = ConditioningCombine().combine(positive, language.encode_pair(clip, "A blue boat.")[0])
-    noise, settings = torch.cat([noise, noise.flip(-1)][:batch]), {}
-    if case == "masked":
-        mask = torch.ones(batch, 1, 1, 4, 6)
-        mask[..., :2] = 0
-        settings = {"latent": torch.zeros_like(noise), "mask": mask}
-    results, branches = {}, 2 + (case == "combined")
-    for limit in (noise[:, :1].numel(), noise[:, :1].numel() - 1):
-        monkeypatch.setattr(diffusion, "ONE_PASS", limit)
-        probe = Probe()
-        results[limit] = sample(probe.attach(model), positive, negative, noise, schedule(4, 3.5), **settings)
-        assert max(probe.branches) == (1 if len(results) > 1 else branches)
-    together, apart = results.values()
-    assert relative(together, apart) < 1e-5
-
-
 def test_rotary_frequencies_stay_in_float32(tiny, pair, noise):
     model, seen = loading.load(tiny / "Lance_3B" / "model.safetensors")[0].clone(), []
     model.set_model_compute_dtype(torch.bfloat16)
@@ -237,58 +161,6 @@ def test_rotary_frequencies_stay_in_float32(tiny, pair, noise):
     model.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, note)
     ksample(model, noise, pair, 4)
     assert set(seen) == {(torch.bfloat16, torch.float32, torch.float32)}
-
-
-def test_attention_overrides_see_one_branch_at_a_time(lance, pair, noise):
-    model, seen = lance[0].clone(), set()
-
-    def override(attention, q, *args, transformer_options, **kwargs):
-        if "block_index" in transformer_options:
-            seen.add((len(q), *transformer_options["cond_or_uncond"], len(transformer_options["uuids"])))
-        return attention(q, *args, transformer_options=transformer_options, **kwargs)
-
-    model.model_options["transformer_options"]["optimized_attention_override"] = override
-    changed, plain = (ksample(patcher, noise, pair, 4) for patcher in (model, lance[0]))
-    assert torch.equal(changed, plain) and seen == {(1, 0, 1), (1, 1, 1)}
-
-
-def test_a_batch_that_a_node_has_split_is_refused(lance, pair, noise):
-    model = lance[0].clone()
-
-    def halves(apply, args):
-        return torch.cat([apply(x, t, **args["c"]) for x, t in zip(args["input"].split(1), args["timestep"].split(1))])
-
-    model.set_model_unet_function_wrapper(halves)
-    with pytest.raises(ValueError, match="asked for 1 latents with 2 prompts"):
-        ksample(model, noise, pair, 4)
-
-
-def test_shared_head_computes_the_same(lance, noise, monkeypatch):
-    model, clip, _ = lance
-    pair = edit(clip)
-    shared = ksample(model, noise, pair, 4)
-    monkeypatch.setattr("comfyui_lance.lance_model.sequence.Sequence.shares_head", lambda self, other: False)
-    assert torch.allclose(shared, ksample(model, noise, pair, 4), atol=1e-5)
-
-
-def test_contexts_die_with_the_run_even_when_it_is_interrupted(lance, pair, noise, monkeypatch):
-    stores = []
-    original = context.ContextStore.__init__
-
-    def remembering(self):
-        original(self)
-        stores.append(weakref.ref(self))
-
-    def interrupt(*args):
-        raise comfy.model_management.InterruptProcessingException()
-
-    monkeypatch.setattr(context.ContextStore, "__init__", remembering)
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        ksample(lance[0], noise, pair, 4, callback=interrupt)
-    before = ksample(lance[0], noise, pair, 4)
-    gc.collect()
-    assert len(stores) == 2 and all(store() is None for store in stores)
-    assert torch.equal(before, ksample(lance[0], noise, pair, 4))
 
 
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
@@ -310,73 +182,12 @@ def test_a_step_cache_skips_steps_without_cfg_too(lance, pair, noise):
     assert probe.branches.count(1) < 4  # of the four steps outside the CFG interval
 
 
-def lora_patches(scale: float) -> dict:
-    key = "diffusion_model.language_model.model.layers.1.self_attn.{}.weight"
-    generator = torch.Generator().manual_seed(9)
-    return {
-        key.format(name): ("diff", (scale * torch.randn(64, 64, generator=generator),))
-        for name in ("q_proj", "q_proj_moe_gen")
-    }
-
-
 def test_weight_patches_count_and_leave_again(lance, pair, noise):
     plain = ksample(lance[0], noise, pair, 4)
     patched = lance[0].clone()
     assert len(patched.add_patches(lora_patches(0.1), 1.0)) == 2
     assert relative(ksample(patched, noise, pair, 4), plain) > 1e-3
     assert torch.allclose(ksample(lance[0], noise, pair, 4), plain, atol=1e-5)
-
-
-def scheduled_lora(strengths: list[float]):
-    """A LoRA hook whose strength changes in equal parts of the run."""
-    hook = comfy.hooks.WeightHook(strength_model=1.0)
-    hook.need_weight_init = False
-    hook.weights = lora_patches(0.1)
-    group = comfy.hooks.HookGroup()
-    group.add(hook)
-    keyframes = comfy.hooks.HookKeyframeGroup()
-    for i, strength in enumerate(strengths):
-        keyframes.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=i / len(strengths)))
-    group.set_keyframes_on_hooks(keyframes)
-    return group
-
-
-def test_hooked_weights_have_contexts_of_their_own(lance, pair, noise, contexts):
-    """A LoRA scheduled on one prompt changes that prompt's context, and again when its strength changes."""
-    plain = ksample(lance[0], noise, pair, 6)
-    contexts.clear()
-    hooked = comfy.hooks.set_hooks_for_conditioning(pair[0], scheduled_lora([1.0, 0.2]))
-    out = ksample(lance[0], noise, (hooked, pair[1]), 6)
-    assert len(contexts) == 3
-    assert relative(out, plain) > 1e-3
-    assert torch.allclose(ksample(lance[0], noise, pair, 6), plain, atol=1e-5)
-
-
-def test_contexts_of_strengths_that_are_gone_are_dropped(lance, pair, noise, monkeypatch):
-    held, original = [], context.ContextStore.context
-
-    def counting(self, *args):
-        pieces = original(self, *args)
-        held.append(len(self._contexts))
-        return pieces
-
-    monkeypatch.setattr(context.ContextStore, "context", counting)
-    hooked = comfy.hooks.set_hooks_for_conditioning(pair[0], scheduled_lora([1 - i / 10 for i in range(10)]))
-    ksample(lance[0], noise, (hooked, pair[1]), 10)
-    assert max(held) == 2
-
-
-def test_two_models_in_one_run_keep_their_own_contexts(lance, tiny, pair, noise, contexts):
-    """Core's guider for two models runs both over one set of options."""
-    other = loading.load(tiny / "Lance_3B" / "model.safetensors", weight_dtype="fp8_e4m3fn")[0].model
-    store = context.ContextStore()
-    options = {context.STORE: store, "sigmas": torch.ones(1)}
-    sequence = pair[0][0][1]["lance_sequence"]
-    settings = {"transformer_options": options, "sequences": (sequence,)}
-    alone = other.apply_model(noise, torch.ones(1), transformer_options={}, sequences=(sequence,))
-    lance[0].model.apply_model(noise, torch.ones(1), **settings)
-    assert torch.equal(other.apply_model(noise, torch.ones(1), **settings), alone)
-    assert len(contexts) == 3
 
 
 def test_a_latent_of_another_vae_is_refused(lance, pair):

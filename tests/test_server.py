@@ -17,8 +17,8 @@ import torch
 from comfyui_lance.dev.host import workflows
 from comfyui_lance.dev.host.server import ComfyServer
 from comfyui_lance.dev.host.watching import Run, watch
-from interface import inputs
 from safetensors.torch import save_file
+from support.interface import inputs
 
 NODES = {
     "EmptyLanceLatent",

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import comfyui_version
 import pytest
-from stock import page, verdicts
-from stock.host import host
-from stock.survey import Row, Survey, names
+from support.stock import page, verdicts
+from support.stock.host import host
+from support.stock.survey import Row, Survey, names
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "nodes.md"
 REFRESH = "LANCE_REFRESH_NODES"
-pytestmark = pytest.mark.filterwarnings("ignore")  # of nodes that are given what they are not made for
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of nodes that are given what they are not made for
+]
 CURE = f"Look at what changed, then make it anew: {REFRESH}=1 bash scripts/test.sh tests/test_stock_nodes.py"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfyui_lance.lance_model import language, layer, streaming, transformer
 from comfyui_lance.lance_model.layer import attend
-from sampling import sample, schedule
+from support.sampling import sample, schedule
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,8 @@ from comfyui_lance.lance_model import language, media, tasks
 from comfyui_lance.lance_model.sequence import Label
 from PIL import Image
 from safetensors import safe_open
-from sampling import Probe, sample, schedule
+
+from .sampling import Probe, relative, sample, schedule
 
 PRESET = "image 256"  # of the media in the cases
 
@@ -132,7 +133,3 @@ def distances(case: Case, name: str, lance, steps: int | None = None) -> dict[st
             expected = case.velocity(kind)
             far.append(relative(probe.velocities[branch][:, :, -expected.shape[2] :], expected))
     return {"velocity": max(far)} | ({"latent": relative(out, case.latent("latent"))} if steps is None else {})
-
-
-def relative(ours: torch.Tensor, its: torch.Tensor) -> float:
-    return float((ours.float() - its).norm() / its.norm())

@@ -8,6 +8,8 @@ import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import torch
+from comfyui_lance.lance_model import language, media
+from comfyui_lance.lance_model.sequence import Label
 
 PROMPT = "A red fox sleeps under a birch tree in the snow."
 
@@ -70,3 +72,41 @@ def sample(
         disable_pbar=True,
     )
     return space.process_in(out)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """‖a - b‖ / ‖b‖"""
+    return float((a.float() - b).norm() / b.norm())
+
+
+def ksample(model, noise, pair, steps=30, sampler="euler", scheduler="simple", cfg=4.0, **kwargs) -> torch.Tensor:
+    """What KSampler runs, in the model's own latent space."""
+    out = comfy.sample.sample(
+        model, noise, steps, cfg, sampler, scheduler, *pair, torch.zeros_like(noise), disable_pbar=True, **kwargs
+    )
+    return model.get_model_object("latent_format").process_in(out)
+
+
+def edit(clip, seen_prompt=PROMPT):
+    """Positive and negative CONDITIONING of an edit of noise."""
+    picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(5))
+    seen = media.see(picture, "image 256")
+    source = media.Medium(seen.patches, seen.grid, torch.randn(1, 48, 1, 4, 6), Label.SOURCE)
+    return language.encode_pair(clip, seen_prompt, seen=[source])
+
+
+def lora_patches(scale: float) -> dict:
+    """Of both experts, as a LoRA loader adds them."""
+    key = "diffusion_model.language_model.model.layers.1.self_attn.{}.weight"
+    generator = torch.Generator().manual_seed(9)
+    return {
+        key.format(name): ("diff", (scale * torch.randn(64, 64, generator=generator),))
+        for name in ("q_proj", "q_proj_moe_gen")
+    }
+
+
+def generate(model, clip, steps: int = 2) -> torch.Tensor:
+    """A small picture of one prompt and one noise."""
+    noise = torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+    positive, negative = language.encode_pair(clip, "A red fox sleeps in the snow.")
+    return sample(model, positive, negative, noise, schedule(steps, 3.5))
