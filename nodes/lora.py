@@ -26,8 +26,8 @@ class LoadLanceLora(io.ComfyNode):
             node_id="LanceLoraLoader",
             display_name="Load Lance LoRA",
             category="Lance",
-            description="Applies a LoRA of Lance's, on either expert and on CLIP, in any naming: ComfyUI's own or PEFT's, "
-            "with the strength in the adapter_config.json beside the file.",
+            description="Applies a LoRA of Lance's, on either expert and on CLIP. Takes any naming: ComfyUI's own, "
+            "or PEFT's, with the strength in the adapter_config.json beside the file.",
             search_aliases=["lora", "peft", "adapter", "style"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load Lance, or of another LoRA loader."),
