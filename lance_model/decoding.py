@@ -20,22 +20,24 @@ from comfy.model_prefetch import make_prefetch_queue, prefetch_queue_pop
 from comfy.quant_ops import ck
 
 from .layer import ONE_TOKEN, RMS_EPS, DecoderLayer, attend
-from .streaming import KeyValue, KeyValues
 from .transformer import LanceTransformer
 
 
 class Weights(NamedTuple):
-    """Of a layer's understanding expert, cast and on the device. Projections are [out, in]; q, k and v are one."""
+    """Of a layer's understanding expert, cast and on the device. Projections are [out, in]; v, k and q are one.
+
+    `scales` [1, heads of k and q, 1, head_dim / 2, 1, 2] are the norms' weights, laid out like rotation matrices, with
+    `ones` [head_dim] in their place. `gate_up` is one projection or two.
+    """
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor
-    q_norm: torch.Tensor
-    k_norm: torch.Tensor
+    vkq: torch.Tensor
+    vkq_bias: torch.Tensor
+    scales: torch.Tensor
+    ones: torch.Tensor
     o: torch.Tensor
     post_norm: torch.Tensor
-    gate: torch.Tensor
-    up: torch.Tensor
+    gate_up: tuple[torch.Tensor, ...]
     down: torch.Tensor
 
 
@@ -49,19 +51,25 @@ class Held:
     def __enter__(self) -> Held:
         self._stack, self.weights = ExitStack(), []
         room = comfy.model_management.get_free_memory(self.device) - comfy.model_management.minimum_inference_memory()
-        for layer in self.layers:
-            modules = _modules(layer)
-            room -= _bytes(modules, self.dtype)
+        layers = [_modules(layer) for layer in self.layers]
+        # Gate and up as one are a launch less. A CPU launches nothing and would copy gigabytes for it.
+        launches = not comfy.model_management.is_device_cpu(self.device)
+        join = launches and room > sum(_bytes(modules, self.dtype, join=True) for modules in layers)
+        for modules in layers:
+            room -= _bytes(modules, self.dtype, join)
             held = room > 0 and all(_can_stay(module, self.device) for module in modules)
-            self.weights.append(self._hold(modules) if held else None)
+            self.weights.append(self._hold(modules, join) if held else None)
+        scales = [held.scales for held in self.weights if held is not None]
+        self.scales = torch.stack(scales) if scales else None
         self.others = [layer.understanding() for layer, held in zip(self.layers, self.weights) if held is None]
         return self
 
     def __exit__(self, *error) -> None:
         self.weights.clear()
+        self.scales = None
         self._stack.close()
 
-    def _hold(self, modules: list[nn.Module]) -> Weights | None:
+    def _hold(self, modules: list[nn.Module], join: bool) -> Weights | None:
         """None where ComfyUI has no place for a weight but the one that the next weight takes."""
         with ExitStack() as stack:
             cast = []
@@ -74,20 +82,25 @@ class Held:
                     return None
                 cast.append((weight, bias))
             self._stack.enter_context(stack.pop_all())
-        norm, q, k, v, *others = cast
-        qkv, qkv_bias = (torch.cat(parts) for parts in zip(q, k, v))
-        return Weights(norm[0], qkv, qkv_bias, *(weight for weight, _ in others))
+        vkq, vkq_bias = (torch.cat(parts[::-1]) for parts in zip(*cast[1:4]))
+        input_norm, q, k, _, q_norm, k_norm, o, post_norm, gate, up, down = (weight for weight, _ in cast)
+        scales = torch.cat([norm.expand(len(x) // len(norm), -1) for x, norm in ((k, k_norm), (q, q_norm))])
+        scales = scales.float().unflatten(-1, (2, -1)).transpose(1, 2)[None, :, None, :, None]
+        gate_up = (torch.cat([gate, up]),) if join else (gate, up)
+        return Weights(input_norm, vkq, vkq_bias, scales, torch.ones_like(q_norm), o, post_norm, gate_up, down)
 
-    def read(self, x: torch.Tensor, frequencies: torch.Tensor, cache: KeyValues, known: int) -> torch.Tensor:
-        """Last hidden state [1, 1, hidden] of the token x [1, 1, hidden] that follows the `known` ones in `cache`."""
+    def read(self, x: torch.Tensor, frequencies: torch.Tensor, cache: list[torch.Tensor], known: int) -> torch.Tensor:
+        """Last hidden state [1, 1, hidden] of the token x [1, 1, hidden], which may be written over, and which follows
+        the `known` ones in `cache`."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         queue = None
         if self.others:
             queue = make_prefetch_queue(list(self.others), self.device, self.transformer_options)
         others = iter(self.others)
+        rotations = iter(() if self.scales is None else frequencies * self.scales)
         for layer, weights, kv in zip(self.layers, self.weights, cache):
             if weights is not None:
-                x = token(x, frequencies, kv, known, weights)
+                token(x[0], next(rotations), kv, known, weights)
             else:
                 prefetch_queue_pop(queue, self.device, next(others))
                 x = layer.read(x, frequencies, kv, known, ONE_TOKEN)
@@ -112,24 +125,29 @@ def _can_stay(module: nn.Module, device: torch.device) -> bool:
     return hasattr(module, "_v") or module.weight.device == device
 
 
-def _bytes(modules: list[nn.Module], dtype: torch.dtype) -> int:
-    """What the cast weights of a layer take beside the weights themselves."""
-    size, joined = comfy.model_management.dtype_size(dtype), modules[1:4]
+def _bytes(modules: list[nn.Module], dtype: torch.dtype, join: bool) -> int:
+    """What the cast weights of a layer take beside the weights themselves; `join` is whether gate and up are one."""
+    size, joined = comfy.model_management.dtype_size(dtype), modules[1:4] + (modules[8:10] if join else [])
     return sum(m.weight.numel() * size for m in modules if m in joined or m.weight.dtype != dtype or m.weight_function)
 
 
-def token(x: torch.Tensor, frequencies: torch.Tensor, cache: KeyValue, known: int, w: Weights) -> torch.Tensor:
-    """One layer of one token [1, 1, hidden]. Computes what `DecoderLayer.read` does, residuals within the products."""
-    keys, values = cache
-    groups, head_dim = keys.shape[2:]
+def token(x: torch.Tensor, rotation: torch.Tensor, cache: torch.Tensor, known: int, w: Weights) -> None:
+    """One layer of one token [1, hidden], written over x. Computes what `DecoderLayer.read` does, with residuals added
+    within the products.
+
+    `rotation` is the token's, times `w.scales`, so that all heads of k and q are turned in one call, as if they were
+    tokens with one head. The first product writes v, k and q into the cache, whose places behind this token are free: v
+    and k lie where they belong, and q is read before the next tokens come there.
+    """
+    groups, head_dim = cache.shape[2] // 2, cache.shape[3]
+    values, keys = cache[:, : known + 1].chunk(2, dim=2)
+    vkq = cache.view(-1, head_dim)[known * 2 * groups :][: len(w.vkq) // head_dim]
     normed = F.rms_norm(x, w.input_norm.shape, w.input_norm, RMS_EPS)
-    qkv = F.linear(normed, w.qkv, w.qkv_bias).unflatten(-1, (-1, head_dim))
-    q, k, v = qkv.split([qkv.shape[2] - 2 * groups, groups, groups], dim=2)
-    q, k = ck.rms_rope_split_half(q, k, frequencies, w.q_norm, w.k_norm, RMS_EPS)
-    keys[:, known], values[:, known] = k[:, 0], v[:, 0]
+    torch.addmm(w.vkq_bias, normed, w.vkq.T, out=vkq.view(1, -1))
+    kq = vkq[None, groups:, None]
+    ck.rms_rope_split_half1_(kq, rotation, w.ones, RMS_EPS)
     attention = optimized_attention_for_device(x.device, small_input=True)
-    out = attend(attention, q, keys[:, : known + 1], values[:, : known + 1])
-    x = torch.addmm(x[0], out[0], w.o.T)
+    x.addmm_(attend(attention, kq[:, groups:].transpose(1, 2), keys, values)[0], w.o.T)
     normed = F.rms_norm(x, w.post_norm.shape, w.post_norm, RMS_EPS)
-    inner = F.silu(F.linear(normed, w.gate)).mul_(F.linear(normed, w.up))
-    return torch.addmm(x, inner, w.down.T)[None]
+    gate, up = (part for weight in w.gate_up for part in F.linear(normed, weight).split(w.down.shape[1], dim=-1))
+    x.addmm_(F.silu(gate).mul_(up), w.down.T)

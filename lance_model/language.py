@@ -15,6 +15,7 @@ import torch.nn as nn
 from transformers import Qwen2Tokenizer
 
 from . import generation, partners, tasks
+from .checkpoint import CheckpointError
 from .config import VisionConfig
 from .diffusion import Lance
 from .media import Medium, sample_frames, see
@@ -163,7 +164,7 @@ class LanceLanguage(nn.Module):
         self,
         hidden: int,
         vocabulary: int,
-        vision: VisionConfig,
+        vision: VisionConfig | None,
         tokenizer: LanceTokenizer,
         device=None,
         dtype=None,
@@ -176,7 +177,7 @@ class LanceLanguage(nn.Module):
         self.execution_device = None
         self.embed_tokens = operations.Embedding(vocabulary, hidden, device=device, dtype=dtype)
         self.lm_head = operations.Linear(hidden, vocabulary, bias=False, device=device, dtype=dtype)
-        self.visual = VisionEncoder(
+        self.visual = vision and VisionEncoder(
             hidden_size=vision.hidden,
             output_hidden_size=vision.out_hidden,
             intermediate_size=vision.inner,
@@ -186,7 +187,8 @@ class LanceLanguage(nn.Module):
             dtype=dtype,
             ops=operations,
         )
-        self.visual.fullatt_block_indexes = list(vision.full_attention)
+        if vision is not None:
+            self.visual.fullatt_block_indexes = list(vision.full_attention)
 
     def reset_clip_options(self) -> None:
         self.execution_device = None
@@ -198,6 +200,8 @@ class LanceLanguage(nn.Module):
         """Bytes of activations of the vision encoder, for the largest of the media. Nodes that save pass no tokens."""
         seen = tokens["lance"].media if tokens else ()
         rows = max((medium.patches.shape[0] for medium in seen), default=0)
+        if not rows or self.visual is None:
+            return 0
         return rows * self.visual.hidden_size * 20 * comfy.model_management.dtype_size(self.compute_dtype(device))
 
     def compute_dtype(self, device) -> torch.dtype:
@@ -211,6 +215,12 @@ class LanceLanguage(nn.Module):
         """Vision embeddings [t·h·w / 4, hidden] of a medium."""
         if medium.embeddings is not None:
             return medium.embeddings
+        if self.visual is None:
+            raise CheckpointError(
+                "There is no vision encoder, with which Lance looks at pictures and clips. Put the folder "
+                "Qwen2.5-VL-ViT (vit.safetensors, config.json) from the official Lance repository into models/lance, "
+                "or choose the file in Load Lance."
+            )
         device = self.execution_device
         patches = medium.patches.to(device, self.compute_dtype(device))
         return self.visual(patches, medium.grid)

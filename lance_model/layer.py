@@ -222,13 +222,13 @@ class DecoderLayer(nn.Module):
         gen = self.finish(gen, torch.cat(out_gen, dim=1), GEN) if gen is not None else None
         return und, gen, (keys, values)
 
-    def read(self, und, frequencies, cache: KeyValue, known: int, runs: list[Run], last=False):
+    def read(self, und, frequencies, cache: torch.Tensor, known: int, runs: list[Run], last=False):
         """One layer of a question or of an answer's next token, appending to `cache` after its `known` tokens. Of the
         `last` layer only the last token is wanted."""
         attn, normed = self.self_attn, self.normed(und, UND)
         end = known + und.shape[1]
-        for kept, new in zip(cache, attn.keys_values(normed, frequencies, UND)):
-            kept[:, known:end] = new
+        values, keys = cache.chunk(2, dim=2)
+        keys[:, known:end], values[:, known:end] = attn.keys_values(normed, frequencies, UND)
         if last:
             und, normed, frequencies, runs = und[:, -1:], normed[:, -1:], frequencies[:, -1:], ONE_TOKEN
         q, out, end = attn.queries(normed, frequencies, UND), [], end - und.shape[1]
@@ -236,7 +236,7 @@ class DecoderLayer(nn.Module):
             end += run.und
             mask = {"mask": causal_mask(run.und, end, q)} if run.causal and run.und > 1 else {}
             attention = optimized_attention_for_device(q.device, mask=bool(mask), small_input=run.causal)
-            out.append(attend(attention, queries, *(kept[:, :end] for kept in cache), **mask))
+            out.append(attend(attention, queries, keys[:, :end], values[:, :end], **mask))
         return self.finish(und, out[0] if len(out) == 1 else torch.cat(out, dim=1), UND)
 
 

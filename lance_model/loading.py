@@ -75,8 +75,9 @@ def load(
     """(MODEL, CLIP, VAE) from files.
 
     Without `vision` or `vae` they are sought beside the transformer's file, as in the official repository, then in
-    `folders`; a VAE in the transformer's own file comes first, a vision encoder in it last. Token embeddings and head
-    may be in either's file. `weight_dtype` is one of WEIGHT_DTYPES. Raises CheckpointError, a sentence for the user.
+    `folders`; a VAE in the transformer's own file comes first, a vision encoder in it last. Where there is no vision
+    encoder, the CLIP says so when it is to look at something. Token embeddings and head may be in either's file.
+    `weight_dtype` is one of WEIGHT_DTYPES. Raises CheckpointError, a sentence for the user.
     """
     header = read_header(transformer)
     parts = assign(header, transformer_prefix(header))
@@ -90,7 +91,7 @@ def load(
 
 
 def _with_vision(parts: Parts, vision: str | os.PathLike | None, folders: list[Path]) -> Parts:
-    """The standalone vision encoder's file if there is one, else the transformer's own."""
+    """The standalone vision encoder's file if there is one, else the transformer's, which may have none."""
     path = parts.vision.path
     if vision is None:
         vision = find_beside(path, VISION_FILES, folders)
@@ -101,11 +102,6 @@ def _with_vision(parts: Parts, vision: str | os.PathLike | None, folders: list[P
                 f"{parts.vision.path.name} is not Qwen2.5-VL's vision encoder. Choose vit.safetensors from the "
                 "official Lance repository."
             )
-    elif not parts.vision.keys:
-        raise CheckpointError(
-            f"There is no vision encoder for {path.name}. Put the folder Qwen2.5-VL-ViT (vit.safetensors, config.json) "
-            "from the official Lance repository beside its folder, or choose the file in Load Lance."
-        )
     return parts
 
 
@@ -167,7 +163,8 @@ def _is_large(name: str, weight: torch.Tensor) -> bool:
 
 
 def load_clip(language: Part, vision: Part, model) -> comfy.sd.CLIP:
-    """The CLIP: tokenizer, embeddings, vision encoder and language head. It answers questions through `model`."""
+    """The CLIP: tokenizer, embeddings, vision encoder if `vision` has one, and language head. It answers questions
+    through `model`."""
     build = partial(_build_language, language, vision, model)
     clip = comfy.sd.CLIP(no_init=True)
     clip.patcher = _shared(("clip", model), (language.path, vision.path), build).clone()
@@ -179,8 +176,8 @@ def load_clip(language: Part, vision: Part, model) -> comfy.sd.CLIP:
 
 def _build_language(language: Part, vision: Part, model, disable_dynamic: bool = False):
     hidden = model.model.diffusion_model.hidden
-    config = _vision_config(vision)
-    if config.out_hidden != hidden:
+    config = _vision_config(vision) if vision.keys else None
+    if config is not None and config.out_hidden != hidden:
         raise CheckpointError(
             f"{vision.path.name} belongs to another model: it gives vectors of {config.out_hidden} numbers, while this "
             f"Lance takes {hidden}. Choose vit.safetensors from the official Lance repository."

@@ -114,19 +114,18 @@ class LanceTransformer(nn.Module):
         prefetch_queue_pop(queue, und.device, None)
         return known, und
 
-    def cache(self, tokens: int, device, dtype) -> KeyValues:
-        """Room for the keys and values of that many tokens."""
-        shape = (1, tokens, self.kv_heads, self.head_dim)
-        return [
-            (torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype))
-            for _ in self.layers
-        ]
+    def cache(self, tokens: int, device, dtype) -> list[torch.Tensor]:
+        """Room for each layer's values and keys of that many tokens, beside each other [1, tokens and a few,
+        2 · kv_heads, head_dim]. In the few `decoding` has the last token's queries."""
+        few = -(-self.heads // (2 * self.kv_heads))
+        shape = (1, tokens + few, 2 * self.kv_heads, self.head_dim)
+        return [torch.empty(shape, device=device, dtype=dtype) for _ in self.layers]
 
     def read(
         self,
         und: torch.Tensor,
         frequencies: torch.Tensor,
-        cache: KeyValues,
+        cache: list[torch.Tensor],
         known: int,
         runs: list[Run] = ONE_TOKEN,
         transformer_options={},

@@ -14,6 +14,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_management import VRAMState
+from comfy.quant_ops import ck
 from comfyui_lance.dev.host import pretend
 from comfyui_lance.dev.host.pretend import Count
 from comfyui_lance.lance_model import generation, language, loading
@@ -284,3 +285,35 @@ def test_the_pretend_card_counts_waits(card, waits, what):
     before = card.count()
     what(x)
     assert card.count().since(before).waits == waits
+
+
+@pytest.mark.parametrize(
+    ("launches", "what"),
+    [
+        (1, lambda x: x + x),
+        (0, lambda x: x.T[:2].unflatten(0, (2, 1))),
+        (1, lambda x: torch.nn.functional.linear(x, x, x[0])),
+        (2, lambda x: torch.addmm(x, x, x)),
+        (1, lambda x: torch.addmm(x[0], x, x)),
+        (1, lambda x: torch.empty_like(x).addmm_(x, x)),
+        (1, lambda x: torch.addmm(x[0], x, x, out=torch.empty_like(x))),
+    ],
+)
+def test_the_pretend_card_counts_launches(card, launches, what):
+    x = torch.ones(4, 4, device=pretend.device())
+    before = card.count()
+    what(x)
+    assert card.count().since(before).launches == launches
+
+
+def test_a_rotation_in_place_is_a_launch_and_of_two_tensors_unlike_each_other_two(card):
+    heads, scale = torch.ones(1, 1, 4, 32, device=pretend.device()), torch.ones(32, device=pretend.device())
+    rotation = torch.ones(1, 1, 1, 16, 2, 2, device=pretend.device())
+    counts = [card.count()]
+    ck.rms_rope_split_half1_(heads.clone(), rotation, scale)
+    counts.append(card.count())
+    for fewer in (4, 2):
+        ck.rms_rope_split_half(heads, heads[:, :, :fewer], rotation, scale, scale)
+        counts.append(card.count())
+    launches = [now.since(then).launches for then, now in zip(counts, counts[1:])]
+    assert launches == [2, 1, 2]  # the first with its copy

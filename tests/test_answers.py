@@ -184,7 +184,7 @@ def test_text_arrives_while_it_is_written_and_an_interrupt_frees_the_cache(lance
 
     def remember(self, *args):
         cache = original(self, *args)
-        caches.append(weakref.ref(cache[0][0]))
+        caches.append(weakref.ref(cache[0]))
         return cache
 
     def on_tokens(ids):
@@ -197,6 +197,17 @@ def test_text_arrives_while_it_is_written_and_an_interrupt_frees_the_cache(lance
         language.answer(lance[1], lance[0], request(), max_length=8, on_tokens=on_tokens)
     gc.collect()
     assert seen == [1, 2, 3] and caches[0]() is None
+
+
+@pytest.mark.parametrize("held", [(), (0, 2), (1,)], ids=str)
+def test_an_answer_is_the_same_however_many_layers_are_held_ready(lance, monkeypatch, held):
+    model, clip, _ = lance
+    expected = language.answer(clip, model, request(), max_length=8)
+    layers = model.model.diffusion_model.layers
+    stay = [module for i in held for module in layers[i].modules()]
+    monkeypatch.setattr(decoding, "_can_stay", lambda module, device: module in stay)
+    assert len(layers) == 3 and len(expected) == 8
+    assert language.answer(clip, model, request(), max_length=8) == expected
 
 
 def test_weights_are_held_once(lance):

@@ -17,6 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 IN = {"__init__.py", "api", "clients", "docs", "lance_model", "locales", "nodes", "web", "workflows"}
 IN |= {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
+SCRIPTS = {"scripts/convert.py", "scripts/download.py"}
 pytestmark = pytest.mark.skipif(find_spec("comfy_cli") is None, reason="needs `pip install comfy-cli`")
 
 
@@ -59,11 +60,11 @@ def package(tracked, tmp_path_factory) -> Path:
 
 def test_the_package_leaves_out_what_serves_development(package, tracked):
     packed = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
-    assert packed == {name for name in tracked if name == "scripts/convert.py" or name.split("/")[0] in IN}
+    assert packed == {name for name in tracked if name in SCRIPTS or name.split("/")[0] in IN}
 
 
 def test_the_package_is_the_plugin(package, tmp_path):
-    """It brings its nodes without a file of the repository's, and can convert."""
+    """It brings its nodes without a file of the repository's, and its scripts run."""
     program = f"""
 import asyncio, importlib.util, sys, torch
 from comfy.cli_args import args
@@ -78,7 +79,8 @@ sys.stdout.write(f"{{len(found)}} nodes\\n")
     (tmp_path / "program.py").write_text(program)
     nodes = json.loads((REPOSITORY / "tests" / "object_info.json").read_text(encoding="utf-8"))
     assert run(sys.executable, tmp_path / "program.py", cwd=tmp_path).splitlines()[-1] == f"{len(nodes)} nodes"
-    assert "usage: convert.py" in run(sys.executable, package / "scripts" / "convert.py", "--help", cwd=tmp_path)
+    for script in SCRIPTS:
+        assert f"usage: {Path(script).name}" in run(sys.executable, package / script, "--help", cwd=tmp_path)
 
 
 def test_the_readme_shows_nothing_that_the_package_lacks(package):
@@ -86,4 +88,4 @@ def test_the_readme_shows_nothing_that_the_package_lacks(package):
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(pictures) >= 2 and all((package / picture).is_file() for picture in pictures)
     scripts = set(re.findall(r"python ((?:scripts|clients)/\w+\.py)", text))
-    assert len(scripts) == 3 and all((package / script).is_file() for script in scripts)
+    assert len(scripts) == 4 and all((package / script).is_file() for script in scripts)

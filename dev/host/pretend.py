@@ -5,7 +5,9 @@ and gives the CPU's numbers. As on CUDA, tensors of the computer and of the card
 single numbers in pointwise operations and indices. It counts
 
 - launches: operations of PyTorch that start work on the card. Views, allocations and empty results start none; linear
-  layers, attention, norms and comfy-kitchen's kernels are one each, as they are on a card;
+  layers, attention, norms and comfy-kitchen's kernels are one each, as they are on a card. Those that are two there
+  count as two: a product added to a matrix that is to stay, which is copied first, and comfy-kitchen's rotation of
+  queries and keys with different numbers of heads;
 - waits: the places where Python waits for the card. Numbers that are read, shapes that depend on numbers, and copies
   between the two memories unless `non_blocking`;
 - moved: bytes from one memory to the other.
@@ -140,13 +142,14 @@ class Card(TorchDispatchMode):
                 return function.decompose(*args, **kwargs)
         if function in COPIES and (moved := self._copy(function, args, kwargs, target)) is not None:
             return moved
-        self._check(function, args, tensors, cards)
+        self._check(function, args, kwargs, tensors, cards)
         self._count_waits(function, args, kwargs)
         if function is aten._local_scalar_dense.default:
             return self._number(args[0])
         out = self._run(function, args, kwargs, target)
-        if _starts_work(function) and any(isinstance(x, CardTensor) and x.numel() for x in _leaves(out)):
-            self.launches[str(function)] += 1
+        made = _written(args, kwargs) if out is None else out
+        if _starts_work(function) and any(isinstance(x, CardTensor) and x.numel() for x in _leaves(made)):
+            self.launches[str(function)] += 1 + _is_two(function, args)
         return return_and_correct_aliasing(function, args, kwargs, out)
 
     def _copy(self, function, args, kwargs, target) -> torch.Tensor | None:
@@ -176,14 +179,14 @@ class Card(TorchDispatchMode):
             self.waits[f"{source.device.type} to {out.device.type}"] += 1
         return out
 
-    def _check(self, function, args, tensors, cards) -> None:
+    def _check(self, function, args, kwargs, tensors, cards) -> None:
         """Raises where CUDA would: tensors of two devices in one operation."""
         for tensor in tensors:
             if isinstance(tensor, CardTensor) or not cards:
                 continue
             number = tensor.ndim == 0 and (torch.Tag.pointwise in function.tags or function in COPIES + INDEXED)
             index = function in INDEXED and any(tensor is x for x in args[1] if x is not None)
-            written = cards and function._schema.is_mutable and tensor is args[0]
+            written = cards and function._schema.is_mutable and tensor is _written(args, kwargs)
             if written or not (number or index):
                 raise RuntimeError(
                     f"{function} got tensors of the card and of the computer: "
@@ -218,8 +221,8 @@ class Card(TorchDispatchMode):
             args = (args[0].new_empty(0, device="cpu"), *args[1:])
             target = target or device()
         shapes = any(isinstance(x, torch.Tensor) and x.is_meta for x in _leaves((args, kwargs)))
-        if shapes and function._schema.is_mutable and not args[0].is_meta:
-            return CardTensor(args[0].zero_())
+        if shapes and function._schema.is_mutable and not (written := _written(args, kwargs)).is_meta:
+            return CardTensor(written.zero_())
         if shapes:
             args, kwargs = _mapped(torch.Tensor, lambda x: x.to("meta"), (args, kwargs))
             kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
@@ -265,6 +268,19 @@ def _starts_work(function) -> bool:
     name = function._schema.name.removeprefix("aten::")
     view = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
     return not view and not name.startswith(ALLOCATES)
+
+
+def _written(args, kwargs) -> torch.Tensor:
+    """What an operation writes to that makes no result of its own."""
+    return kwargs.get("out", args[0])
+
+
+def _is_two(function, args) -> bool:
+    """Whether what is one operation to PyTorch is two launches."""
+    if function in (aten.addmm.default, aten.addmm.out):
+        return args[0].ndim == 2
+    pair = re.match(r"comfy_kitchen\.(apply|rms)_rope(_split_half)?_?\.", str(function))
+    return pair is not None and args[0].shape != args[1].shape
 
 
 @contextmanager

@@ -68,6 +68,7 @@ def test_the_node_tells_which_choice_does_not_exist(models, weights):
     validate = loader.LoadLance.validate_inputs
     nothing = validate("gone.safetensors")
     assert "'gone.safetensors'" in nothing and f"There is: {loader.NANO}." in nothing and "models/lance" in nothing
+    assert "'automatic (pictures)'" in nothing
     official(models / "lance", weights)
     other = validate("gone.safetensors")
     assert "'gone.safetensors'" in other and f"There is: {MODEL}, {loader.NANO}." in other

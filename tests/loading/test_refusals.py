@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_lance.lance_model import loading
-from support.checkpoints import LAYER, MODEL, VAE, VISION, Repository, refusal, save
+from comfyui_lance.dev.host import tiny_checkpoint
+from comfyui_lance.lance_model import language, loading
+from comfyui_lance.lance_model.checkpoint import CheckpointError
+from comfyui_lance.lance_model.media import see
+from support.checkpoints import LAYER, MODEL, VAE, VISION, Repository, link, refusal, save
 
 
 def cut_off(repository: Repository) -> dict:
@@ -148,10 +151,6 @@ WRONG = {
         lambda r: r.model(**{QUERY + ".scale_weight": torch.zeros(1)}),
         ["q_proj_moe_gen.scale_weight, which Lance has not"],
     ),
-    "no vision encoder": (
-        without("Qwen2.5-VL-ViT"),
-        ["There is no vision encoder for model.safetensors", "Qwen2.5-VL-ViT", "Load Lance"],
-    ),
     "no VAE": (without(VAE), ["There is no VAE for model.safetensors", "Wan2.2_VAE.pth", "models/vae"]),
     "vision encoder of another size": (
         vision_of_another_size,
@@ -200,6 +199,16 @@ def test_a_wrong_file_is_refused_in_one_sentence(case, repository):
     spoil, substance = WRONG[case]
     message = refusal(spoil(repository))
     assert [part for part in substance if part not in message] == [], message
+
+
+def test_a_vision_encoder_is_missed_when_something_is_looked_at(tiny, tmp_path):
+    _, clip, _ = loading.load(link(tiny / MODEL, tmp_path / MODEL), vae=tiny / VAE)
+    assert not any(name.startswith("visual.") for name in clip.cond_stage_model.state_dict())
+    picture = see(torch.rand(1, 56, 56, 3), "image 768")
+    assert language.encode_pair(clip, "a red fox")[0][0][0].shape[-1] == tiny_checkpoint.HIDDEN
+    with pytest.raises(CheckpointError, match="no vision encoder.*Qwen2.5-VL-ViT.*models/lance.*Load Lance") as missed:
+        language.encode_pair(clip, "make it blue", seen=[picture])
+    assert "\n" not in str(missed.value) and str(missed.value).endswith(".")
 
 
 NOT_JSON = [b"<html>", b"", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"3", b'{"vision_config": 3}']
