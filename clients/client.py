@@ -3,9 +3,13 @@
     python clients/client.py api/text_to_image.json --set prompt="A red fox in the snow" --set seed=7 --out pictures
     python clients/client.py api/caption.json --upload image=fox.jpg --server http://192.168.1.2:8188
 
-`--set` changes every input of that name in the workflow, `--set 3.seed=7` that of node 3 alone. Files keep the folder
-that the server gave them; one that is there already stays, and the new one is called NAME_2. As a module: `upload`,
-`change`, `run`, `texts`, `files` and `store` do the same from your own code.
+`--list` shows what there is to set. `--set` changes every input of that name in the workflow, `--set KSampler.seed=7`
+that of one kind of node, by its class or its title, and `--set 3.seed=7` that of node 3 alone. What a choice brings
+with it, as `sampling=on` does a temperature, has its default until it is set. `--seeds 1-8` runs the workflow once with
+each of these seeds.
+
+Files keep the folder that the server gave them; one that is there already stays, and the new one is called NAME_2. As a
+module: `upload`, `change`, `complete`, `run`, `texts`, `files` and `store` do the same from your own code.
 
 A server behind a login is http://USER:PASSWORD@HOST, or has a token. Better than in the command, which others on the
 machine can read, both are kept in the environment: COMFYUI_USER and COMFYUI_PASSWORD, or COMFYUI_TOKEN. What the
@@ -27,7 +31,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SERVER = "http://127.0.0.1:8188"
@@ -141,15 +145,48 @@ def inputs(prompt: Prompt) -> list[tuple[str, str]]:
     return [(i, name) for i, node in prompt.items() for name, v in node["inputs"].items() if not isinstance(v, list)]
 
 
+def names(prompt: Prompt, node: str, key: str) -> list[str]:
+    """What that input answers to, the plainest last: with its node's id, class or title before it, by itself, and
+    without the choice that it belongs to."""
+    title = prompt[node].get("_meta", {}).get("title")
+    return [*(f"{place}.{key}" for place in (node, prompt[node].get("class_type"), title)), key, key.rpartition(".")[2]]
+
+
 def change(prompt: Prompt, name: str, value: object) -> None:
-    """Sets every input of that name which is not a link, or with ID.NAME that of one node; KeyError if there is
-    none."""
-    found = [(node, key) for node, key in inputs(prompt) if name in (key, f"{node}.{key}")]
+    """Sets every input of that name which is not a link, or with NODE.NAME those of one node (its id, class or title);
+    KeyError if there is none. What a choice brings with it may be set with the choice: see `complete`."""
+    known = [(node, key, names(prompt, node, key)) for node, key in inputs(prompt)]
+    found = [place for place in known if name in place[2][:-1]] or [place for place in known if name in place[2]]
+    if not found and "." in name:  # an input that a choice brings with it, such as sampling.seed
+        choice = name.rpartition(".")[0]
+        found = [(node, f"{key}.{name.rpartition('.')[2]}", ()) for node, key, all in known if choice in all]
     if not found:
         there = ", ".join(f"{node}.{key}" for node, key in inputs(prompt))
         raise KeyError(f"there is no input {name} among {there}")
-    for node, key in found:
+    for node, key, _ in found:
         prompt[node]["inputs"][key] = value
+
+
+def complete(server: str, prompt: Prompt) -> None:
+    """Gives the inputs that a choice brings with it their defaults, where they are left out."""
+    kinds = dict.fromkeys(node["class_type"] for node in prompt.values())
+    known = {kind: ask(f"{server}/object_info/{urllib.parse.quote(kind)}").get(kind) for kind in kinds}
+    for node in prompt.values():
+        if known[node["class_type"]]:
+            _fill(node["inputs"], "", known[node["class_type"]]["input"])
+
+
+def _fill(given: dict, prefix: str, described: dict) -> None:
+    for name, (kind, *rest) in (
+        (n, d) for part in ("required", "optional") for n, d in described.get(part, {}).items()
+    ):
+        settings = rest[0] if rest else {}
+        if prefix and "default" in settings:
+            given.setdefault(prefix + name, settings["default"])
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            chosen = (option["inputs"] for option in settings["options"] if option["key"] == given.get(prefix + name))
+            for inner in chosen:
+                _fill(given, f"{prefix}{name}.", inner)
 
 
 def upload(server: str, name: str, content: bytes) -> str:
@@ -170,11 +207,15 @@ def queue(server: str, prompt: Prompt) -> str:
     return ask(f"{server}/prompt", json.dumps({"prompt": prompt}).encode())["prompt_id"]
 
 
-def wait(server: str, job: str, seconds: float = 3600) -> dict:
-    """The outputs of a job's nodes, once it is done; node id → kind → items."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        waiting = job.encode() in call(f"{server}/queue")  # asked first: the job may end between the two questions
+def wait(server: str, job: str, seconds: float = 3600, tell: Callable[[str], None] = lambda text: None) -> dict:
+    """The outputs of a job's nodes, once it is done; node id → kind → items. `tell` gets a few words on how it goes."""
+    start = time.monotonic()
+    while time.monotonic() < start + seconds:
+        queued = ask(f"{server}/queue")  # asked first: the job may end between the two questions
+        before = [entry[1] for entry in sorted(queued["queue_pending"], key=lambda entry: entry[0])]
+        waiting = job in before or any(entry[1] == job for entry in queued["queue_running"])
+        ahead = before.index(job) + len(queued["queue_running"]) if job in before else 0
+        tell(f"{time.monotonic() - start:.0f} s, " + (f"{ahead} before it" if ahead else "running"))
         entry = ask(f"{server}/history/{job}").get(job)
         if entry is None and not waiting:
             raise ServerLost(f"{shown(server)} has no job {job} any more: it was restarted, or the job was deleted")
@@ -223,6 +264,21 @@ def run(server: str, prompt: Prompt, seconds: float = 3600) -> dict:
     return wait(server, queue(server, prompt), seconds)
 
 
+def numbers(text: str) -> list[int]:
+    """1-4,9 → 1, 2, 3, 4, 9."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 1-8 or 3,5,7")
+    spans = [part.partition("-") for part in text.split(",")]
+    return [i for first, _, last in spans for i in range(int(first), int(last or first) + 1)]
+
+
+def listed(prompt: Prompt) -> Iterator[str]:
+    """What there is to set, as --set takes it, and what it is now."""
+    for node, key in inputs(prompt):
+        title = prompt[node].get("_meta", {}).get("title", prompt[node]["class_type"])
+        yield f"{node}.{key}={json.dumps(prompt[node]['inputs'][key], ensure_ascii=False)}  ({title})"
+
+
 def setting(text: str) -> tuple[str, object]:
     """NAME=VALUE; the value is a number or true or false where it reads as one."""
     name, equals, value = text.partition("=")
@@ -238,7 +294,17 @@ def setting(text: str) -> tuple[str, object]:
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflow", type=Path)
-    parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="settings")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="change an input, by NAME or NODE.NAME; --list shows them",
+    )
+    parser.add_argument("--list", action="store_true", help="show what --set can change, and run nothing")
+    parser.add_argument("--seeds", type=numbers, metavar="1-8", help="run it once with each of these seeds")
     parser.add_argument(
         "--upload",
         type=setting,
@@ -253,6 +319,24 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--server", default=SERVER, help=f"default: {SERVER}")
     parser.add_argument("--token", help=f"sent as a bearer token; default: {TOKEN} of the environment")
     return parser
+
+
+def results(server: str, prompt: Prompt, seeds: list[int] | None) -> Iterator[dict]:
+    """The outputs of the job, or of one for each seed; all are queued before the first is waited for."""
+    jobs = []
+    for seed in seeds or [None]:
+        if seed is not None:
+            change(prompt, "seed", seed)
+        jobs.append(queue(server, prompt))
+
+    def tell(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    for i, job in enumerate(jobs):
+        outputs = wait(server, job, tell=lambda text, i=i: tell(f"{i + 1} of {len(jobs)}: {text} "))
+        tell("")
+        yield outputs
 
 
 def main() -> int:
@@ -272,16 +356,20 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(f"{getattr(error, 'filename', None) or arguments.workflow} cannot be read: {error}")
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         for name, value in arguments.settings:
             change(prompt, name, value)
+        if arguments.list:
+            print(*listed(prompt), sep="\n")
+            return 0
+        arguments.out.mkdir(parents=True, exist_ok=True)
         for name, path, content in contents:
             change(prompt, name, upload(server, path.name, content))
-        outputs = run(server, prompt)
-        for name, content in files(server, outputs):
-            print(store(arguments.out, name, content))
-        for text in texts(outputs):
-            print(text)
+        complete(server, prompt)
+        for outputs in results(server, prompt, arguments.seeds):
+            for name, content in files(server, outputs):
+                print(store(arguments.out, name, content))
+            for text in texts(outputs):
+                print(text)
     except KeyError as error:
         parser.error(f"{arguments.workflow}: {error.args[0]}")
     except (JobError, ServerLost, OSError) as error:

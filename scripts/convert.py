@@ -17,7 +17,6 @@ import argparse
 import importlib.util
 import json
 import math
-import re
 import shutil
 import signal
 import struct
@@ -55,11 +54,11 @@ from lance_model.checkpoint import (  # noqa: E402
     assign,
     check_file,
     find_beside,
-    place,
     read_header,
     transformer_prefix,
     vision_settings,
 )
+from lance_model.lora import is_lora, rename  # noqa: E402
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 DTYPES |= {"U8": torch.uint8, "I64": torch.int64}
@@ -71,9 +70,6 @@ PREFIXES = {"model": "model.diffusion_model.", "language": "text_encoders.", "vi
 # Activations that nobody calibrated keep their precision.
 FP8 = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
 FP8_MAX = 448.0
-
-LORA_PREFIXES = {"model": "diffusion_model.", "language": "text_encoders.", "vision": "text_encoders."}
-LORA_KEY = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight")
 
 
 @dataclass
@@ -188,45 +184,11 @@ def checkpoint(header: Header, dtype: str, vision: Path | None, vae: Path | None
 
 def lora(header: Header) -> tuple[list[Tensor], dict]:
     """A LoRA's tensors under the names that ComfyUI's loaders know, and its strength."""
-    beside = header.path.with_name("adapter_config.json")
-    try:
-        config = json.loads(beside.read_bytes()) if beside.is_file() else {}
-        patterns = config.get("alpha_pattern") or {}
-        tensors, part = [], Part(header)
-        for key, shape in header.shapes.items():
-            layer, _, kind = key.rpartition(".")
-            if kind == "alpha":
-                tensors.append(plain(lora_name(header, layer) + ".alpha", part, key))
-                continue
-            found = LORA_KEY.fullmatch(key)
-            if found is None:
-                raise CheckpointError(
-                    f"{header.path.name} has {key}, which ComfyUI's LoRA loaders cannot apply to Lance."
-                )
-            layer, kind = found.groups()
-            name = lora_name(header, layer)
-            tensors.append(plain(f"{name}.{kind}.weight", part, key))
-            if kind == "lora_A" and "lora_alpha" in config:
-                alpha = next((patterns[p] for p in patterns if re.fullmatch(rf"(.*\.)?({p})", layer)), None)
-                alpha = float(config["lora_alpha"] if alpha is None else alpha)
-                alpha *= math.sqrt(shape[0]) if config.get("use_rslora") else 1  # which is divided by the rank
-                tensors.append(Tensor(f"{name}.alpha", torch.float32, (), lambda a=alpha: iter([torch.tensor(a)])))
-    except CheckpointError:
-        raise
-    except (ValueError, AttributeError, TypeError, re.error):
-        raise CheckpointError(f"{beside} is not PEFT's. Download it again, or move it away.") from None
+    names = rename(header.path, header.shapes)
+    tensors = [plain(name, Part(header), key) for name, key in names.keys.items()]
+    for name, alpha in names.alphas.items():
+        tensors.append(Tensor(name, torch.float32, (), lambda alpha=alpha: iter([torch.tensor(alpha)])))
     return tensors, {"format": "pt"}
-
-
-def lora_name(header: Header, layer: str) -> str:
-    """ComfyUI's name of a layer that a trainer may have wrapped: `base_model.model.`, `transformer.` or a bare name."""
-    bare = re.sub(r"^((base_model\.model|diffusion_model|transformer|module)\.)+", "", layer)
-    bare = re.sub(r"^(?=(model\.)?layers\.)", "language_model.", bare)
-    bare = bare.replace("language_model.layers.", "language_model.model.layers.", 1)
-    found = place(bare + ".")
-    if found is None or found[0] not in LORA_PREFIXES:
-        raise CheckpointError(f"{header.path.name} is not for Lance: it changes {layer}, which Lance has not.")
-    return LORA_PREFIXES[found[0]] + found[1].removesuffix(".")
 
 
 def write(tensors: list[Tensor], metadata: dict, out: Path, progress: Callable[[int, int, int], None]) -> None:
@@ -270,7 +232,7 @@ def convert(model: Path, out: Path, dtype: str, vision: Path | None, vae: Path |
     if not out.parent.is_dir():
         raise CheckpointError(f"There is no folder {out.parent}. Make it first.")
     header = read_header(model)
-    if any(LORA_KEY.fullmatch(key) for key in header.shapes):
+    if is_lora(header.shapes):
         tensors, metadata = lora(header)
     else:
         tensors, metadata = checkpoint(header, dtype, vision, vae)

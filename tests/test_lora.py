@@ -3,12 +3,14 @@
 import json
 import logging
 from pathlib import Path
+from unittest import mock
 
 import comfy.hooks
 import comfy.sd
 import pytest
 import torch
 from comfyui_lance.lance_model import language
+from comfyui_lance.nodes.lora import LoadLanceLora
 from comfyui_lance.scripts import convert
 from safetensors.torch import load_file, save_file
 from support.sampling import relative, sample, schedule
@@ -157,6 +159,103 @@ def test_what_is_no_lora_of_lance_is_refused(key, config, substance, tmp_path):
     with pytest.raises(convert.CheckpointError, match=substance.replace(".", r"\.")):
         renamed(weights, tmp_path, config)
     assert not list(tmp_path.glob("out*"))
+
+
+# ---- Load Lance LoRA -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def loras(tmp_path):
+    """ComfyUI's folder of LoRAs."""
+    import folder_paths
+
+    with mock.patch.dict(folder_paths.folder_names_and_paths, {"loras": ([str(tmp_path)], {".safetensors"})}):
+        folder_paths.filename_list_cache.pop("loras", None)
+        yield tmp_path
+
+
+def loaded(lance, name: str, strength: float = 1.0, strength_clip: float = 1.0, clip: bool = True):
+    clip = lance[1] if clip else None
+    return LoadLanceLora.execute(lance[0], name, strength, strength_clip, clip).args
+
+
+KOHYA = "lora_unet_" + LAYER.format(0).replace(".", "_") + "q_proj_moe_gen"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["base_model.model.", "base_model.model.diffusion_model.", "transformer.", "", "diffusion_model."]
+)
+def test_the_node_takes_every_naming(prefix, lance, pair, loras, caplog):
+    save_file(lora(GENERATION, prefix), loras / "any.safetensors")
+    with caplog.at_level(logging.WARNING):
+        model, clip = loaded(lance, "any.safetensors")
+    assert "not loaded" not in caplog.text.lower() and not clip.patcher.patches
+    assert torch.equal(run(model, pair), run(applied(lance, lora(GENERATION, "diffusion_model.")), pair))
+
+
+def test_the_node_knows_what_cores_loader_knows(lance, loras, caplog):
+    """Kohya's names, LoKr, and a difference of weights."""
+    bare = f"diffusion_model.{GENERATION[1]}"
+    weights = {f"{KOHYA}.lora_down.weight": torch.ones(RANK, 64), f"{KOHYA}.lora_up.weight": torch.ones(64, RANK)}
+    weights |= {f"{KOHYA}.alpha": torch.tensor(2.0), f"diffusion_model.{GENERATION[2]}.diff": torch.ones(64, 64)}
+    weights |= {f"{bare}.lokr_w1": torch.ones(8, 8), f"{bare}.lokr_w2": torch.ones(8, 8)}
+    save_file(weights, loras / "known.safetensors")
+    with caplog.at_level(logging.WARNING):
+        model, _ = loaded(lance, "known.safetensors", clip=False)
+    assert "not loaded" not in caplog.text.lower()
+    assert model.patches.keys() == {f"diffusion_model.{layer}.weight" for layer in GENERATION}
+
+
+def test_both_strengths_and_pefts_count(lance, loras):
+    weights = lora(GENERATION[:1], "base_model.model.")
+    for side, shape in {"lora_A": (RANK, 64), "lora_B": (64, RANK)}.items():
+        weights[f"base_model.model.vit_model.blocks.0.attn.proj.{side}.weight"] = torch.ones(shape)
+    (loras / "peft").mkdir()
+    save_file(weights, loras / "peft" / "adapter_model.safetensors")
+    (loras / "peft" / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, "r": RANK}))
+    model, clip = loaded(lance, "peft/adapter_model.safetensors", 0.5, 0.25)
+    for patcher, key, strength in (
+        (model, f"diffusion_model.{GENERATION[0]}.weight", 0.5),
+        (clip.patcher, "visual.blocks.0.attn.proj.weight", 0.25),
+    ):
+        ((given, adapter, *_),) = patcher.patches[key]
+        assert given == strength and adapter.weights[2] == 8.0
+    assert not lance[0].patches and not lance[1].patcher.patches
+    with pytest.raises(ValueError, match="also changes CLIP. Connect the CLIP"):
+        loaded(lance, "peft/adapter_model.safetensors", clip=False)
+    assert loaded(lance, "peft/adapter_model.safetensors", strength_clip=0.0, clip=False)[1] is None
+
+
+def test_the_node_refuses_what_is_no_lora_of_lance(lance, loras):
+    save_file({"unet.down.lora_A.weight": torch.ones(2, 2)}, loras / "other.safetensors")
+    with pytest.raises(ValueError, match="other.safetensors is not for Lance: it changes unet.down"):
+        loaded(lance, "other.safetensors")
+
+
+def test_what_the_peft_library_saves(lance, loras, pair):
+    peft = pytest.importorskip("peft", reason="needs `pip install --no-deps peft accelerate`")
+
+    class Whole(torch.nn.Module):
+        """As the reference names it."""
+
+        def __init__(self):
+            super().__init__()
+            self.language_model = torch.nn.Module()
+            self.language_model.model = torch.nn.Module()
+            self.language_model.model.layers = torch.nn.ModuleList(torch.nn.Module() for _ in range(3))
+            for layer in self.language_model.model.layers:
+                layer.self_attn = torch.nn.Module()
+                layer.self_attn.q_proj_moe_gen = torch.nn.Linear(64, 64)
+
+    settings = {"r": RANK, "lora_alpha": 8, "use_rslora": True, "init_lora_weights": False}
+    adapted = peft.get_peft_model(Whole(), peft.LoraConfig(target_modules=["q_proj_moe_gen"], **settings))
+    adapted.save_pretrained(loras / "trained")
+    model, _ = loaded(lance, "trained/adapter_model.safetensors")
+    key = f"diffusion_model.{GENERATION[2]}.weight"
+    wrapped = adapted.base_model.model.language_model.model.layers[2].self_attn.q_proj_moe_gen
+    changed = model.patch_weight_to_device(key, return_weight=True) - lance[0].model.state_dict()[key]
+    torch.testing.assert_close(changed, wrapped.get_delta_weight("default"), atol=1e-5, rtol=1e-4)
+    assert relative(run(model, pair), run(lance[0], pair)) > 1e-4
 
 
 # ---- ComfyUI's training node -----------------------------------------------------------------------------------------

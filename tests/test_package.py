@@ -16,7 +16,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 IN = {"__init__.py", "api", "clients", "docs", "lance_model", "locales", "nodes", "web", "workflows"}
-IN |= {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
+IN |= {"subgraphs", "CHANGELOG.md", "LICENSE", "README.md", "README_zh.md", "pyproject.toml"}
 SCRIPTS = {"scripts/convert.py", "scripts/download.py"}
 pytestmark = pytest.mark.skipif(find_spec("comfy_cli") is None, reason="needs `pip install comfy-cli`")
 
@@ -87,5 +87,5 @@ def test_the_readme_shows_nothing_that_the_package_lacks(package):
     text = (package / "README.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(pictures) >= 2 and all((package / picture).is_file() for picture in pictures)
-    scripts = set(re.findall(r"python ((?:scripts|clients)/\w+\.py)", text))
+    scripts = set(re.findall(r"python (?:custom_nodes/comfyui-lance/)?((?:scripts|clients)/\w+\.py)", text))
     assert len(scripts) == 4 and all((package / script).is_file() for script in scripts)

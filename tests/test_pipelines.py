@@ -122,6 +122,37 @@ def test_client_sets_one_node_and_brings_a_file(server, tmp_path, monkeypatch):
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
+def test_client_knows_inputs_by_their_node_and_by_their_last_name(monkeypatch):
+    monkeypatch.syspath_prepend(CLIENTS)
+    import client
+
+    prompt = client.read(CLIENTS.parent / "api" / "image_question.json")
+    client.change(prompt, "question", "What?")
+    client.change(prompt, "Load Lance.model", "a")
+    client.change(prompt, "LanceLoader.vae", "b")
+    client.change(prompt, "sampling.seed", 3)
+    answer, loader = prompt["4"]["inputs"], prompt["2"]["inputs"]
+    assert (answer["task.question"], answer["sampling.seed"]) == ("What?", 3)
+    assert (loader["model"], loader["vae"]) == ("a", "b")
+    assert client.numbers("1-3,7") == [1, 2, 3, 7]
+
+
+def test_client_lists_what_can_be_set(workflow):
+    done = example("client.py", workflow, "--list", "--set", "seed=12", "--server", NOWHERE)
+    assert done.returncode == 0 and f"{endurance.SAMPLER}.seed=12  (KSampler)" in done.stdout
+
+
+def test_client_draws_an_answer_and_one_picture_for_each_seed(server, workflow, tmp_path):
+    endurance.prepare(server)
+    words = write(tmp_path / "question.json", question())
+    done = example("client.py", words, "--set", "sampling=on", "--set", "sampling.seed=4", "--server", server.url)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    done = example("client.py", workflow, "--seeds", "3-4,9", "--out", tmp_path / "three", "--server", server.url)
+    three = [pixels(Path(line)) for line in done.stdout.splitlines()]
+    assert len(three) == 3 and not same(three[0], three[1]) and not done.stderr
+    assert same(three[2], draw(server, workflow, tmp_path / "nine", seed=9))
+
+
 def test_client_tells_the_words_of_a_node_that_fails(server, tmp_path):
     prompt = picture()
     prompt["100"] = endurance.node("ConditioningZeroOut", conditioning=[endurance.ENCODER, 1])
@@ -192,7 +223,7 @@ def test_client_passes_a_login_and_a_prefix(server, expected, address, arguments
     [
         (f"http://{LOGIN}@HOST", (), {}, "401 Unauthorized: give a user and password, or a token"),
         ("HOST", (), ENVIRONMENT, "401 Unauthorized"),
-        (f"http://{LOGIN}@127.0.0.1:9", (), {}, "http://127.0.0.1:9/prompt does not answer"),
+        (f"http://{LOGIN}@127.0.0.1:9", (), {}, "http://127.0.0.1:9/object_info/LanceLoader does not answer"),
         ("http://magpie:kestrel/gull@HOST", (), {}, "with %2F"),
         ("http://magpie:12/gull@HOST", (), {}, "with %2F"),
         ("http://magpie:12?gull@HOST", (), {}, "with %2F"),

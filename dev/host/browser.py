@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Page, sync_playwright
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", MAC)
 ARGUMENTS = (
     "--headless",
     "--no-sandbox",

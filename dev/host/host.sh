@@ -34,6 +34,11 @@ run() {
     }
 }
 
+# lock [LOCK_NB]: of file descriptor 9, until it is closed. macOS has no flock command.
+lock() {
+    "${LANCE_BASE_PYTHON:-python3}" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.${1:-LOCK_EX})" 2>/dev/null
+}
+
 install_host() {
     local python=$LANCE_HOST_DIR/venv/bin/python folder=$LANCE_HOST_DIR
     local base=${LANCE_BASE_PYTHON:-python3}
@@ -109,7 +114,7 @@ elif [ "$(basename "$(dirname "$repository")")" = custom_nodes ] && [ -f "$enclo
     find_python
 else
     exec 9>"$LANCE_HOST_DIR/lock"
-    flock -n 9 || { echo "Waiting for another installation in $LANCE_HOST_DIR"; flock 9; }
+    lock LOCK_NB || { echo "Waiting for another installation in $LANCE_HOST_DIR"; lock || true; }
     # Earlier versions noted their test tools too.
     [[ "$(cat "$LANCE_HOST_DIR/installed" 2>/dev/null) " = "$HOST_VERSION "* ]] || install_host
     exec 9>&-
