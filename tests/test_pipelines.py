@@ -15,7 +15,7 @@ import pytest
 from comfyui_lance.dev.endurance import jobs as endurance
 from comfyui_lance.dev.endurance.jobs import picture, question
 from PIL import Image
-from support.clients import CLIENTS, LOGIN, NOWHERE, example, pixels, same, write
+from support.clients import CLIENTS, LOGIN, NAME, NOWHERE, SECRET, example, pixels, same, write
 from support.proxy import Proxy
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -169,7 +169,6 @@ def test_client_writes_nowhere_but_into_its_folder(monkeypatch):
 
 # ---- Servers behind a login ------------------------------------------------------------------------------------------
 
-NAME, SECRET = "magpie", "kestrel:heron w@gull%"  # its signs mean something in an address
 BASIC = "Basic " + base64.b64encode(f"{NAME}:{SECRET}".encode()).decode()
 ENVIRONMENT = {"COMFYUI_USER": NAME, "COMFYUI_PASSWORD": SECRET}
 
