@@ -24,7 +24,7 @@ import comfy.utils
 import numpy
 import torch
 
-from . import context, guidance, kept, precision, quantised, regions
+from . import context, guidance, kept, nano, precision, quantised, regions
 from .checkpoint import (
     DOWNLOAD,
     VAE_FILES,
@@ -147,6 +147,7 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
     model = model_config.get_model(weights, device=torch.device("cpu" if layers else "meta"))
     _fill(model.diffusion_model, weights)
     model.device = comfy.model_management.unet_offload_device()
+    model.trained = nano.trained(part.header.metadata)
 
     patcher = _patcher(model, weights, load_device, model.device, disable_dynamic)
     patcher.cached_patcher_init = (_build_model, (file, weight_dtype))
@@ -202,6 +203,7 @@ def _build_language(language: Part, vision: Part, model, disable_dynamic: bool =
     module = build(LanceTokenizer(), device=torch.device("meta"), dtype=dtype, operations=comfy.ops.manual_cast)
     _fill(module, weights)
     module.transformer_patcher = model
+    module.trained = model.model.trained
 
     offload_device = comfy.model_management.text_encoder_offload_device()
     patcher = _patcher(module, weights, load_device, offload_device, disable_dynamic)
@@ -235,7 +237,8 @@ def load_vae(part: Part, vae: str | os.PathLike | None, folders: list[Path]) -> 
 
 
 def _build_vae(path: Path) -> comfy.sd.VAE:
-    keys = assign(read_header(path)).vae.keys if path.suffix.lower() in (".safetensors", ".sft") else {}
+    header = read_header(path) if path.suffix.lower() in (".safetensors", ".sft") else None
+    keys = assign(header).vae.keys if header else {}
     try:
         weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
         weights = {name: weights[key] for name, key in keys.items()} or weights
@@ -249,6 +252,7 @@ def _build_vae(path: Path) -> comfy.sd.VAE:
     missing = sorted(vae.first_stage_model.state_dict().keys() - weights.keys())
     if missing:
         raise CheckpointError(f"{path.name} is not a complete VAE: it lacks {missing[0]}. Download it again.")
+    vae.trained = nano.trained(header.metadata if header else {})
     vae.patcher.cached_patcher_init = (_build_vae_patcher, (path,))
     return vae
 

@@ -7,6 +7,7 @@ zero. `checkpoint` makes it a file that loads like any Lance. `training/` trains
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checkpoint import CheckpointError
-from .resolution import Square
+from .resolution import LANCE, Square, Trained
 
 PACKED = Path(__file__).with_name("nano.safetensors")
 VOCABULARY = 151936
@@ -24,11 +25,13 @@ ROWS = "vocabulary_rows"
 VAE = "vae."
 SIDE = 64  # pixels of the pictures and clips that it knows
 RESOLUTION = Square(SIDE, 56)
+TRAINED = Trained(RESOLUTION, RESOLUTION, (SIDE, SIDE), (SIDE, SIDE), frames=9)
+MARK = "lance_demonstration"  # in the metadata of its file
 
 
 def checkpoint(folder: Path) -> Path:
     """The demonstration model as a single-file checkpoint in `folder`, made unless it is there."""
-    path = folder / f"lance_nano_{PACKED.stat().st_mtime_ns:x}.safetensors"
+    path = folder / f"lance_demonstration_{PACKED.stat().st_mtime_ns:x}.safetensors"
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -44,12 +47,18 @@ def checkpoint(folder: Path) -> Path:
 
 def _write(path: Path) -> None:
     tensors, metadata = unpack(PACKED)
+    metadata[MARK] = "yes"
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def trained(metadata: Mapping[str, str]) -> Trained:
+    """What the model of a file is at its best in, by the file's metadata."""
+    return TRAINED if MARK in metadata else LANCE
 
 
 def unpack(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -75,3 +75,18 @@ PRESETS = {
     "video 192p": Buckets(256, 224),
 }
 IMAGE, VIDEO = PRESETS["image 768"], PRESETS["video 480p"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model is at its best in: rules for what it looks at and edits, (width, height) in pixels and the frames of
+    what it makes from text."""
+
+    image: Buckets | Square
+    video: Buckets | Square
+    picture: tuple[int, int]
+    clip: tuple[int, int]
+    frames: int
+
+
+LANCE = Trained(IMAGE, VIDEO, (768, 768), (848, 480), 49)

@@ -10,7 +10,7 @@ from server import PromptServer
 
 from ..lance_model import clips, language, media, tasks
 from .choice import chosen
-from .resolution import DEFAULT, RESOLUTIONS, resolution_input
+from .resolution import AUTOMATIC, chosen_resolution, resolution_input
 
 EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
 POSITIONS = ("reference", "trained")
@@ -175,8 +175,8 @@ class LanceAnswer(io.ComfyNode):
         sampling: dict | None = None,
         images: io.Autogrow.Type | None = None,
         video: Input.Video | None = None,
-        image_resolution: str = DEFAULT["image"],
-        video_resolution: str = DEFAULT["video"],
+        image_resolution: str = AUTOMATIC,
+        video_resolution: str = AUTOMATIC,
         positions: str = POSITIONS[0],
         system_prompt: str = "",
     ) -> io.NodeOutput:
@@ -184,17 +184,18 @@ class LanceAnswer(io.ComfyNode):
         batches = [media.some(batch, name) for name, batch in (images or {}).items()]
         given = []
         if video is not None:
-            given.append(media.preprocess(clips.sampled(video)[0], RESOLUTIONS[video_resolution]))
+            rule = chosen_resolution(video_resolution, "video", clip.cond_stage_model)
+            given.append(media.preprocess(clips.sampled(video)[0], rule))
         modality = "video" if given else "image"
         system, prompt = system_prompt.strip() or None, task.get("question", "")
         if task["task"] == "caption":
             system, prompt = system or tasks.CAPTION[task["style"]].format(m=modality), ""
             if not batches and not given:
                 raise ValueError("There is nothing to caption. Connect a picture or a clip.")
-        texts = []
+        texts, rule = [], chosen_resolution(image_resolution, "image", clip.cond_stage_model)
         for i in range(max((len(batch) for batch in batches), default=1)):
             pictures = [batch[min(i, len(batch) - 1)][None] for batch in batches]
-            seen = [media.preprocess(picture, RESOLUTIONS[image_resolution]) for picture in pictures]
+            seen = [media.preprocess(picture, rule) for picture in pictures]
             request = language.Request(prompt, system, modality, (*seen, *given), mape=positions == "trained")
             texts.append(respond(clip, model, request, max_length, sampling, cls.hidden.unique_id))
         return io.NodeOutput(texts)
@@ -246,12 +247,13 @@ class LanceEnhancePrompt(io.ComfyNode):
         max_length: int = 256,
         sampling: dict | None = None,
         image: torch.Tensor | None = None,
-        image_resolution: str = DEFAULT["image"],
+        image_resolution: str = AUTOMATIC,
         instruction: str = tasks.REWRITE,
     ) -> io.NodeOutput:
         seen = []
         if image is not None:
-            seen.append(media.preprocess(media.some(image, "image")[:1], RESOLUTIONS[image_resolution]))
+            rule = chosen_resolution(image_resolution, "image", clip.cond_stage_model)
+            seen.append(media.preprocess(media.some(image, "image")[:1], rule))
         request = language.Request(prompt, instruction, media=tuple(seen))
         text = respond(clip, model, request, max_length, sampling, cls.hidden.unique_id)
         return io.NodeOutput(text or prompt)

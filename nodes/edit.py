@@ -8,7 +8,7 @@ from comfy_api.latest import Input, io
 from ..lance_model import clips, language, masks, media, tasks
 from ..lance_model.sequence import Label
 from .encode import advanced_prompts
-from .resolution import RESOLUTIONS, resolution_input
+from .resolution import chosen_resolution, resolution_input
 
 
 def _encode(
@@ -24,12 +24,13 @@ def _encode(
 ) -> tuple:
     if not prompt.strip():
         raise ValueError("There is no instruction. Write into prompt what to change, such as: make the circle blue.")
-    source = media.preprocess(frames, RESOLUTIONS[resolution], Label.SOURCE, vae)
+    rule = chosen_resolution(resolution, modality, clip.cond_stage_model)
+    source = media.preprocess(frames, rule, Label.SOURCE, vae)
     system = system_prompt.strip() or tasks.EDIT[modality]
     positive, negative = language.encode_pair(clip, prompt, negative_prompt, [source], system=system)
     latent = {"samples": source.latent}
     if mask is not None:
-        latent["noise_mask"] = masks.on_latent(mask, frames, RESOLUTIONS[resolution])
+        latent["noise_mask"] = masks.on_latent(mask, frames, rule)
     return positive, negative, latent
 
 

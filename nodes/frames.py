@@ -7,8 +7,9 @@ import torch
 from comfy_api.latest import io
 
 from ..lance_model import media
+from ..lance_model.resolution import LANCE
 from .latent import latent_frames
-from .resolution import RESOLUTIONS, resolution_input
+from .resolution import chosen_resolution, resolution_input
 
 CHUNK = 4  # frames in each latent frame but the first
 
@@ -41,10 +42,11 @@ class LanceImageToVideo(io.ComfyNode):
                 io.Int.Input(
                     "frames",
                     default=49,
-                    min=5,
+                    min=1,
                     max=1 + 4 * 256,
                     step=4,
-                    tooltip="1 + 4k frames, at 12 a second; given ones count.",
+                    tooltip="1 + 4k frames, at 12 a second; given ones count. "
+                    "1: as many as the model is at its best with.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many are made at once."),
             ],
@@ -67,7 +69,8 @@ class LanceImageToVideo(io.ComfyNode):
         first = start if start is not None else end
         if first is None:
             raise ValueError("Connect a start or an end picture; for a clip from text alone, use Empty Lance Latent.")
-        size = RESOLUTIONS[resolution].fit(first.shape[2], first.shape[1]).size
+        size = chosen_resolution(resolution, "video", vae).fit(first.shape[2], first.shape[1]).size
+        frames = frames if frames > 1 else getattr(vae, "trained", LANCE).frames
         given_start = [] if start is None else [_encode_start(vae, start, size)]
         given_end = [] if end is None else [_encode_end(vae, end, size)]
         free = latent_frames(frames) - sum(latent.shape[2] for latent in given_start + given_end)

@@ -9,10 +9,12 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..lance_model import nano
+from ..lance_model import nano, partners
+from ..lance_model.diffusion import Lance
 from .choice import chosen
 
 CUSTOM = "custom"
+AUTOMATIC = {"automatic picture": "picture", "automatic clip": "clip"}  # follows the MODEL
 SIZES = {
     "image": ["768x768", "1024x576", "944x624", "880x672", "1168x496", "576x1024", "624x944", "672x880", "496x1168"],
     "video 480p": ["848x480", "784x528", "736x560", "640x640", "976x416", "480x848", "528x784", "560x736", "416x976"],
@@ -26,6 +28,19 @@ MAX_FRAMES = 121  # what Lance was trained for: ten seconds at 12 fps
 def latent_frames(frames: int) -> int:
     """Latent frames for a number of frames; the VAE makes 1 + 4k frames from 1 + k."""
     return (frames - 1) // 4 + 1
+
+
+def _automatic(choice: str, model, frames: int) -> tuple[tuple[int, int], int]:
+    """Width and height in pixels, and frames."""
+    if model is None:
+        raise ValueError(f"The size is {choice}. Connect the MODEL of Load Lance to this node, or choose a size.")
+    partners.check(model, "model", Lance, "MODEL")
+    trained, kind = model.model.trained, AUTOMATIC[choice]
+    if kind == "clip":
+        return trained.clip, frames if frames > 1 else trained.frames
+    if frames > 1:
+        raise ValueError(f"The size is {choice}, but frames is {frames}. Choose automatic clip, or set frames to 1.")
+    return trained.picture, 1
 
 
 class EmptyLanceLatent(io.ComfyNode):
@@ -42,7 +57,7 @@ class EmptyLanceLatent(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "size",
                     options=[
-                        *(io.DynamicCombo.Option(option, []) for option in OPTIONS),
+                        *(io.DynamicCombo.Option(option, []) for option in (*AUTOMATIC, *OPTIONS)),
                         io.DynamicCombo.Option(
                             CUSTOM,
                             [
@@ -51,7 +66,8 @@ class EmptyLanceLatent(io.ComfyNode):
                             ],
                         ),
                     ],
-                    tooltip="Width x height. custom: any multiple of 16.",
+                    tooltip="Width x height. automatic: what the connected MODEL is at its best in. "
+                    "custom: any multiple of 16.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -60,17 +76,20 @@ class EmptyLanceLatent(io.ComfyNode):
                     max=1 + 4 * 256,
                     step=4,
                     tooltip=f"1 for a picture; 1 + 4k for a clip of 12 frames a second. Lance was trained up to "
-                    f"{MAX_FRAMES}.",
+                    f"{MAX_FRAMES}. With automatic clip, 1 is as many as the MODEL is at its best with.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many are made at once."),
+                io.Model.Input("model", optional=True, tooltip="The MODEL that an automatic size is for."),
             ],
             outputs=[io.Latent.Output()],
         )
 
     @classmethod
-    def execute(cls, size: dict | None = None, frames: int = 1, batch_size: int = 1) -> io.NodeOutput:
-        size = chosen("size", size, [*OPTIONS, CUSTOM])
-        if size["size"] == CUSTOM:
+    def execute(cls, size: dict | None = None, frames: int = 1, batch_size: int = 1, model=None) -> io.NodeOutput:
+        size = chosen("size", size, [*AUTOMATIC, *OPTIONS, CUSTOM])
+        if size["size"] in AUTOMATIC:
+            (width, height), frames = _automatic(size["size"], model, frames)
+        elif size["size"] == CUSTOM:
             width, height = size["width"], size["height"]
         else:
             width, height = map(int, size["size"].rsplit(" ", 1)[1].split("x"))

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..lance_model import language, media, tasks
 from ..lance_model.sequence import Label
 from .encode import advanced_prompts
-from .resolution import RESOLUTIONS, resolution_input
+from .resolution import chosen_resolution, resolution_input
 
 
 class LanceEncodeReferences(io.ComfyNode):
@@ -53,8 +53,9 @@ class LanceEncodeReferences(io.ComfyNode):
     ) -> io.NodeOutput:
         if not images:
             raise ValueError("There is no reference. Connect at least one picture.")
+        rule = chosen_resolution(resolution, target, clip.cond_stage_model)
         references = [
-            media.preprocess(picture[None], RESOLUTIONS[resolution], Label.REFERENCE, vae)
+            media.preprocess(picture[None], rule, Label.REFERENCE, vae)
             for name, batch in images.items()
             for picture in media.some(batch, name)
         ]

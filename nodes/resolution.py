@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
 from ..lance_model import nano
-from ..lance_model.resolution import PRESETS, OwnSize
+from ..lance_model.resolution import LANCE, PRESETS, Buckets, OwnSize, Square
 
+AUTOMATIC = "automatic"
 KEEP = "keep size"
 DEMONSTRATION = f"demonstration {nano.SIDE}x{nano.SIDE}"
 RESOLUTIONS = {**PRESETS, KEEP: OwnSize(), DEMONSTRATION: nano.RESOLUTION}
-DEFAULT = {"image": "image 768", "video": "video 480p"}
 
 TOOLTIP = (
     "The size that the model works in: about as many pixels as the preset, in the nearest of six aspect ratios (the "
-    "edges are cropped to it), or the source's own size, cut to multiples of 16. The demonstration model knows 64x64 "
-    "alone."
+    "edges are cropped to it), or the source's own size, cut to multiples of 16. automatic: 768 for pictures and 480p "
+    "for clips, or the 64x64 of the demonstration model."
 )
 
 
 def resolution_input(*modalities: str, name: str = "resolution", tooltip: str = TOOLTIP, **settings) -> io.Combo.Input:
-    """The choice of a key of RESOLUTIONS: the presets of these modalities, and what fits all."""
+    """The choice for `chosen_resolution`: the presets of these modalities, and what fits all."""
     presets = [preset for modality in modalities for preset in PRESETS if preset.startswith(modality)]
-    return io.Combo.Input(name, options=[*presets, KEEP, DEMONSTRATION], tooltip=tooltip, **settings)
+    return io.Combo.Input(name, options=[AUTOMATIC, *presets, KEEP, DEMONSTRATION], tooltip=tooltip, **settings)
+
+
+def chosen_resolution(choice: str, modality: str, part: object) -> Buckets | Square | OwnSize:
+    """The rule behind a choice. `part` is the model, text encoder or VAE for which an automatic one is made."""
+    trained = getattr(part, "trained", LANCE)
+    if choice == AUTOMATIC:
+        return trained.image if modality == "image" else trained.video
+    if (choice == DEMONSTRATION) != (trained is nano.TRAINED) and choice != KEEP:
+        logging.warning("%s: this model was not trained in that resolution; automatic takes its own.", choice)
+    return RESOLUTIONS[choice]
