@@ -15,7 +15,7 @@ import pytest
 from comfyui_lance.dev.endurance import jobs as endurance
 from comfyui_lance.dev.endurance.jobs import picture, question
 from PIL import Image
-from support.clients import CLIENTS, LOGIN, NOWHERE, example, pixels, same, write
+from support.clients import CLIENTS, LOGIN, NAME, NOWHERE, example, pixels, same, write
 from support.proxy import Proxy
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -14,6 +14,7 @@ from PIL import Image
 
 CLIENTS = REPOSITORY / "clients"
 NOWHERE = "http://127.0.0.1:9"
+
 LOGIN = f"{NAME}:kestrel%3Aheron%20w%40gull%25"
 
 
