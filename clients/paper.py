@@ -36,6 +36,7 @@ from paper_prompts import Job
 API = Path(__file__).resolve().parent.parent / "api"
 IMAGE_MODEL, VIDEO_MODEL = "Lance_3B/model.safetensors", "Lance_3B_Video/model.safetensors"
 WAIT = 300  # seconds
+PATIENCE = 24 * 3600  # seconds for a job: a clip on a slow card, behind others
 LOSSES = 3  # of its server, after which a job is taken for the cause
 AT_ONCE = 2  # jobs for a server: the next waits there while one is downloaded
 PER_JOB = {"prompt", "seed", "image"}
@@ -43,12 +44,12 @@ PER_JOB = {"prompt", "seed", "image"}
 
 @dataclass(frozen=True)
 class Benchmark:
+    """`jobs` are those of each prompt, from the file of prompts and the folder of the pictures to edit."""
+
     workflow: str
     settings: dict[str, object]  # of the workflow's inputs
     shift: float
-    jobs: Callable[
-        [Path, Path], list[list[Job]]
-    ]  # of each prompt, from its file and the folder of the pictures to edit
+    jobs: Callable[[Path, Path], list[list[Job]]]
     grid: bool = False  # four pictures in one file
 
 
@@ -208,7 +209,7 @@ def make(url: str, template: client.Prompt, job: Job) -> bytes:
         queued = client.queue(url, prompt)
     except client.JobError as refusal:
         raise ValueError(f"{client.shown(url)} refuses the workflow: {refusal}") from None
-    made, ending = list(client.files(url, client.wait(url, queued))), Path(job.file).suffix
+    made, ending = list(client.files(url, client.wait(url, queued, PATIENCE))), Path(job.file).suffix
     if [Path(file).suffix for file, _ in made] != [ending]:
         raise client.JobError(f"one {ending} file was expected, and {[file for file, _ in made]} came")
     return made[0][1]
