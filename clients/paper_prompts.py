@@ -36,8 +36,8 @@ def lines(path: Path, **keys: type | tuple[type, ...]) -> list[dict]:
                 raise ValueError
         except (ValueError, LookupError, TypeError):
             raise ValueError(
-                f"{path}, line {number}, is no object with {', '.join(keys)}. Give the benchmark's file "
-                "as the reference repository has it"
+                f"{path}, line {number}, is no object with {', '.join(keys)}. "
+                "Give the benchmark's file as the reference repository has it"
             ) from None
         entries.append(entry)
     return entries
