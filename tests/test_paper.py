@@ -80,7 +80,8 @@ def test_a_killed_run_goes_on_and_shards_make_the_same(server, scenes, tmp_path)
     killed.kill()
     killed.communicate()
     times = {path: path.stat().st_mtime_ns for path in first}
-    assert all(same(pixels(path), pixels(path)) for path in out.rglob("*.png"))
+    for path in out.rglob("*.png"):
+        assert pixels(path).shape == (64, 64, 3)  # read to its end
 
     done = render(*run, out)
     assert done.returncode == 0, done.stderr
