@@ -55,6 +55,9 @@ class Branches(comfy.conds.CONDRegular):
     def _copy_with(self, cond: tuple[Sequence, ...]) -> Branches:
         return Branches(cond, self.together)
 
+    def without_media(self) -> Branches:
+        return self._copy_with(tuple(sequence.without_media for sequence in self.cond))
+
     def process_cond(self, batch_size, **kwargs) -> Branches:
         return self
 

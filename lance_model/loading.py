@@ -154,7 +154,7 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
     context.add_to(patcher)
     regions.add_to(patcher)
     kept.add_to(patcher)
-    guidance.apply(patcher)
+    guidance.Guidance().add_to(patcher)
     return patcher
 
 

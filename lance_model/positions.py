@@ -24,15 +24,16 @@ def position_ids(sequence: Sequence) -> list[torch.Tensor]:
 
     Qwen2.5-VL's mRoPE: text advances all axes by one, a block continues at the largest position so far plus one. MaPE
     (Lance, section 3.2) then moves whole modalities along t, and lets the target of an edit stand where its source
-    stands.
+    stands. The sequence's gap moves the template after the prompt alone, and not what comes after that.
     """
     positions, start = [], 0
-    for segment in sequence.segments:
+    for i, segment in enumerate(sequence.segments):
         if segment.is_text:
             p = torch.arange(start, start + len(segment)).expand(3, -1)
         else:
             p = block_positions(segment.grid, start)
-        positions.append(p)
+        after_prompt = segment.label == Label.TEMPLATE and i >= sequence.prefix
+        positions.append(p + sequence.gap if after_prompt else p)
         start = int(p.max()) + 1 if p.numel() else start
     return _mape(sequence, positions) if sequence.mape else positions
 

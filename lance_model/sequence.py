@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -39,6 +40,7 @@ class Label(IntEnum):
 
 
 LATENT_LABELS = (Label.TARGET, Label.SOURCE, Label.REFERENCE)
+MEDIA_LABELS = (Label.SOURCE, Label.REFERENCE, Label.VISION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +110,14 @@ class Sequence:
 
     The target, where there is one, is the last segment and has no grid until sampling starts. `prefix` counts
     the segments before the prompt: the conditional and the unconditional branch share them. Without `mape` positions
-    are plain mRoPE.
+    are plain mRoPE. `gap` is how many positions stay free between the prompt, or its place, and the template after it.
     """
 
     segments: tuple[Segment, ...]
     embeddings: torch.Tensor | None = None
     prefix: int = 0
     mape: bool = True
+    gap: int = 0
 
     @property
     def context(self) -> tuple[Segment, ...]:
@@ -127,6 +130,25 @@ class Sequence:
 
     def without_target(self) -> Sequence:
         return replace(self, segments=self.context)
+
+    @property
+    def prompt_length(self) -> int:
+        """In tokens."""
+        return sum(len(segment) for segment in self.segments if segment.label == Label.PROMPT)
+
+    @cached_property
+    def without_media(self) -> Sequence:
+        """The sequence without its sources and references; itself, if there are none."""
+        kept = [i for i, segment in enumerate(self.segments) if segment.label not in MEDIA_LABELS]
+        if len(kept) == len(self.segments):
+            return self
+        places = und_slices(self.segments)
+        return replace(
+            self,
+            segments=tuple(self.segments[i] for i in kept),
+            embeddings=torch.cat([self.embeddings[:, places[i]] for i in kept], dim=1),
+            prefix=sum(i < self.prefix for i in kept),
+        )
 
     def token_ids(self) -> list[int]:
         return [i for segment in self.segments for i in segment.token_ids()]

@@ -20,6 +20,8 @@ from . import patches, streaming
 from .layer import ONE_TOKEN, RMS_EPS, DecoderLayer, Run
 from .streaming import KeyValues
 
+COUNT_KEPT = "lance_count_kept"  # in transformer_options: velocities of kept places are to be seen, by CFG's norms
+
 
 class Decoder(nn.Module):
     def __init__(self, layers: int, hidden: int, device=None, dtype=None, operations=None, **dims):
@@ -190,5 +192,8 @@ class LanceTransformer(nn.Module):
         prefetch_queue_pop(queue, device, None)
         velocity = self.llm2vae(self.language_model.model.norm_moe_gen(gen))
         velocity = velocity.unflatten(1, x.shape[2:]).movedim(-1, 1)
-        # Kept places do not move; CFG's norms then leave them out by themselves.
-        return velocity if denoise_mask is None else velocity * denoise_mask
+        if denoise_mask is None:
+            return velocity
+        # Kept places do not move; CFG's norms then leave them out by themselves. The sampler puts back what they hold.
+        counted = denoise_mask == 0 if transformer_options.get(COUNT_KEPT) else 0
+        return velocity * (denoise_mask + counted)

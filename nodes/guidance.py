@@ -17,9 +17,9 @@ class LanceGuidance(io.ComfyNode):
             node_id="LanceGuidance",
             display_name="Lance Guidance",
             category="Lance",
-            description="Changes when Lance applies CFG and how it renormalises the result. Load Lance already sets "
-            "the model's defaults.",
-            search_aliases=["cfg interval", "cfg renorm", "rescale cfg", "guidance"],
+            description="Changes when Lance applies CFG, against what, and how it renormalises the result. "
+            "Load Lance already sets the model's defaults.",
+            search_aliases=["cfg interval", "cfg renorm", "rescale cfg", "guidance", "image cfg", "instruct pix2pix"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load Lance."),
                 io.Float.Input(
@@ -38,15 +38,55 @@ class LanceGuidance(io.ComfyNode):
                     tooltip="Keeps the guided velocity from growing beyond the conditional one: "
                     "over the whole latent (global), per token (channel) or not at all.",
                 ),
+                io.Combo.Input(
+                    "unconditional",
+                    options=list(guidance.UNCONDITIONALS),
+                    optional=True,
+                    advanced=True,
+                    tooltip="The branch that CFG moves away from: as the model was trained, "
+                    "or with the positions of the reference's cached sampler, which made the published figures.",
+                ),
+                io.Float.Input(
+                    "renormalisation_minimum",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Renormalisation multiplies by no less than this. Raise it if pictures come out dull; "
+                    "1 is no renormalisation.",
+                ),
+                io.Float.Input(
+                    "image_guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For edits and references: above 1 the result follows their pictures more closely. "
+                    "1 is off; any other value costs a third pass in each step in which CFG acts.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model, start: float, end: float, renormalisation: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        start: float,
+        end: float,
+        renormalisation: str,
+        unconditional: str = guidance.TRAINED,
+        renormalisation_minimum: float = 0.0,
+        image_guidance: float = 1.0,
+    ) -> io.NodeOutput:
         partners.check(model, "model", Lance, "MODEL")
         model = model.clone()
-        guidance.apply(model, (start, end), renormalisation)
+        settings = (start, end, renormalisation, unconditional, renormalisation_minimum, image_guidance)
+        guidance.Guidance(*settings).add_to(model)
         return io.NodeOutput(model)
 
 

@@ -95,6 +95,21 @@ def pair(lance):
     return language.encode_pair(lance[1], PROMPT)
 
 
+@pytest.fixture()
+def contexts(monkeypatch) -> list[int]:
+    """Grows by the number of context tokens at each context pass."""
+    from comfyui_lance.lance_model.transformer import LanceTransformer
+
+    counted, original = [], LanceTransformer.context
+
+    def counting(self, und, gen, *args, **kwargs):
+        counted.append(und.shape[1] + (0 if gen is None else gen.shape[1]))
+        return original(self, und, gen, *args, **kwargs)
+
+    monkeypatch.setattr(LanceTransformer, "context", counting)
+    return counted
+
+
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory):
     """(MODEL, CLIP, VAE) of the demonstration model."""

@@ -11,25 +11,11 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_lance.lance_model import context, diffusion, language, loading
-from comfyui_lance.lance_model.transformer import LanceTransformer
-from support.sampling import PROMPT, Probe, edit, ksample, lora_patches, relative, sample, schedule
+from support.sampling import PROMPT, Probe, edit, ksample, relative, sample, schedule, scheduled_lora
 
 from nodes import (
     ConditioningCombine,
 )
-
-
-@pytest.fixture()
-def contexts(monkeypatch) -> list[int]:
-    """Grows by the number of context tokens at each context pass."""
-    counted, original = [], LanceTransformer.context
-
-    def counting(self, und, gen, *args, **kwargs):
-        counted.append(und.shape[1] + (0 if gen is None else gen.shape[1]))
-        return original(self, und, gen, *args, **kwargs)
-
-    monkeypatch.setattr(LanceTransformer, "context", counting)
-    return counted
 
 
 def test_thirty_steps_evaluate_56_targets_in_30_passes_and_two_contexts(lance, pair, noise, contexts):
@@ -121,20 +107,6 @@ def test_contexts_die_with_the_run_even_when_it_is_interrupted(lance, pair, nois
     gc.collect()
     assert len(stores) == 2 and all(store() is None for store in stores)
     assert torch.equal(before, ksample(lance[0], noise, pair, 4))
-
-
-def scheduled_lora(strengths: list[float]):
-    """A LoRA hook whose strength changes in equal parts of the run."""
-    hook = comfy.hooks.WeightHook(strength_model=1.0)
-    hook.need_weight_init = False
-    hook.weights = lora_patches(0.1)
-    group = comfy.hooks.HookGroup()
-    group.add(hook)
-    keyframes = comfy.hooks.HookKeyframeGroup()
-    for i, strength in enumerate(strengths):
-        keyframes.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=i / len(strengths)))
-    group.set_keyframes_on_hooks(keyframes)
-    return group
 
 
 def test_hooked_weights_have_contexts_of_their_own(lance, pair, noise, contexts):

@@ -54,7 +54,10 @@ NUMBERED = {
     "LanceEnhancePrompt": {
         "model": MODEL, "clip": CLIP, "prompt": "a ball", "image": PICTURE, "image_resolution": KEEP, **SAMPLING,
     },
-    "LanceGuidance": {"model": MODEL, "start": 0.4, "end": 1.0, "renormalisation": "global"},
+    "LanceGuidance": {
+        "model": MODEL, "start": 0.4, "end": 1.0, "renormalisation": "global", "renormalisation_minimum": 0.0,
+        "image_guidance": 1.0,
+    },
     "LanceImageToVideo": {"vae": VAE, "start": PICTURE, "resolution": KEEP, "frames": 9, "batch_size": 1},
     "LanceScheduler": {"model": MODEL, "steps": 30, "denoise": 1.0},
 }  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from comfyui_lance.lance_model import language, media
 from comfyui_lance.lance_model.positions import position_ids
 from comfyui_lance.lance_model.sequence import CONDITIONING, IM_END
+from comfyui_lance.nodes.guidance import LanceGuidance
 from support.parity_case import ANSWERS, CASES, Case, answered, asked, encoded, given_frames, load_case
 from support.sampling import Probe, sample, schedule
 
@@ -30,17 +31,20 @@ def check_vision(case: Case, seen: list[media.Medium]) -> None:
     assert (torch.cat([medium.embeddings for medium in seen]) - case["vit_embeds"]).abs().max() < 1e-4
 
 
-def check_sampling(model, case: Case, positive, negative, **kwargs) -> None:
-    """First velocities within 1e-4, final latents within 1e-3, and no more passes than the reference."""
+def check_sampling(model, case: Case, positive, negative, suffix: str = "", **kwargs) -> None:
+    """First velocities within 1e-4, final latents within 1e-3, and no more passes than the reference.
+
+    The suffix names another unconditional branch than the trained one.
+    """
     settings = case.settings
     probe = Probe()
     sigmas = schedule(settings["steps"], settings["shift"])
     out = sample(probe.attach(model), positive, negative, case.latent("noise"), sigmas, settings["cfg"], **kwargs)
-    for branch, name in enumerate(("velocity_cond", "velocity_uncond")):
+    for branch, name in enumerate(("velocity_cond", "velocity_uncond" + suffix)):
         if name in case.tensors:
             expected = case.velocity(name)
             assert (probe.velocities[branch][:, :, -expected.shape[2] :] - expected).abs().max() < 1e-4
-    assert (out - case.latent("latent")).abs().max() < 1e-3
+    assert (out - case.latent("latent" + suffix)).abs().max() < 1e-3
     assert probe.evaluations == settings["evaluations"]
 
 
@@ -54,6 +58,20 @@ def test_what_is_made(name, lance, parity_folder):
     if "position_ids_uncond" in case.tensors:
         check_sequence(negative, case, "_uncond")
     check_sampling(lance[0], case, positive, negative, **given_frames(case, name))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "t2i_no_cfg"])
+def test_what_is_made_as_published(name, lance, parity_folder, contexts):
+    """With the unconditional branch of the reference's cached sampler, and no context token more than with its own."""
+    case = load_case(parity_folder, name)
+    positive, negative, _ = encoded(case, name, lance)
+    settings = given_frames(case, name)
+    sample(lance[0], positive, negative, case.latent("noise"), schedule(2, 3.5), **settings)
+    trained = contexts[:]
+    contexts.clear()
+    model = LanceGuidance.execute(lance[0], 0.4, 1.0, "global", "published").result[0]
+    check_sampling(model, case, positive, negative, "_cached", **settings)
+    assert contexts == trained
 
 
 @pytest.mark.parametrize("name", ANSWERS)

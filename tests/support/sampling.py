@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import comfy.hooks
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
@@ -104,6 +105,20 @@ def lora_patches(scale: float) -> dict:
         key.format(name): ("diff", (scale * torch.randn(64, 64, generator=generator),))
         for name in ("q_proj", "q_proj_moe_gen")
     }
+
+
+def scheduled_lora(strengths: list[float]):
+    """A LoRA hook whose strength changes in equal parts of the run."""
+    hook = comfy.hooks.WeightHook(strength_model=1.0)
+    hook.need_weight_init = False
+    hook.weights = lora_patches(0.1)
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    for i, strength in enumerate(strengths):
+        keyframes.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=i / len(strengths)))
+    group.set_keyframes_on_hooks(keyframes)
+    return group
 
 
 def generate(model, clip, steps: int = 2) -> torch.Tensor:
