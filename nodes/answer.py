@@ -184,7 +184,7 @@ class LanceAnswer(io.ComfyNode):
         batches = [media.some(batch, name) for name, batch in (images or {}).items()]
         given = []
         if video is not None:
-            rule = chosen_resolution(video_resolution, "video", clip.cond_stage_model)
+            rule = chosen_resolution(video_resolution, "video", clip)
             given.append(media.preprocess(clips.sampled(video)[0], rule))
         modality = "video" if given else "image"
         system, prompt = system_prompt.strip() or None, task.get("question", "")
@@ -192,7 +192,7 @@ class LanceAnswer(io.ComfyNode):
             system, prompt = system or tasks.CAPTION[task["style"]].format(m=modality), ""
             if not batches and not given:
                 raise ValueError("There is nothing to caption. Connect a picture or a clip.")
-        texts, rule = [], chosen_resolution(image_resolution, "image", clip.cond_stage_model)
+        texts, rule = [], chosen_resolution(image_resolution, "image", clip)
         for i in range(max((len(batch) for batch in batches), default=1)):
             pictures = [batch[min(i, len(batch) - 1)][None] for batch in batches]
             seen = [media.preprocess(picture, rule) for picture in pictures]
@@ -252,7 +252,7 @@ class LanceEnhancePrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         seen = []
         if image is not None:
-            rule = chosen_resolution(image_resolution, "image", clip.cond_stage_model)
+            rule = chosen_resolution(image_resolution, "image", clip)
             seen.append(media.preprocess(media.some(image, "image")[:1], rule))
         request = language.Request(prompt, instruction, media=tuple(seen))
         text = respond(clip, model, request, max_length, sampling, cls.hidden.unique_id)

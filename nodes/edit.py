@@ -24,7 +24,7 @@ def _encode(
 ) -> tuple:
     if not prompt.strip():
         raise ValueError("There is no instruction. Write into prompt what to change, such as: make the circle blue.")
-    rule = chosen_resolution(resolution, modality, clip.cond_stage_model)
+    rule = chosen_resolution(resolution, modality, clip)
     source = media.preprocess(frames, rule, Label.SOURCE, vae)
     system = system_prompt.strip() or tasks.EDIT[modality]
     positive, negative = language.encode_pair(clip, prompt, negative_prompt, [source], system=system)

@@ -53,7 +53,7 @@ class LanceEncodeReferences(io.ComfyNode):
     ) -> io.NodeOutput:
         if not images:
             raise ValueError("There is no reference. Connect at least one picture.")
-        rule = chosen_resolution(resolution, target, clip.cond_stage_model)
+        rule = chosen_resolution(resolution, target, clip)
         references = [
             media.preprocess(picture[None], rule, Label.REFERENCE, vae)
             for name, batch in images.items()

@@ -27,9 +27,9 @@ def resolution_input(*modalities: str, name: str = "resolution", tooltip: str = 
     return io.Combo.Input(name, options=[AUTOMATIC, *presets, KEEP, DEMONSTRATION], tooltip=tooltip, **settings)
 
 
-def chosen_resolution(choice: str, modality: str, part: object) -> Buckets | Square | OwnSize:
-    """The rule behind a choice. `part` is the model, text encoder or VAE for which an automatic one is made."""
-    trained = getattr(part, "trained", LANCE)
+def chosen_resolution(choice: str, modality: str, connected: object) -> Buckets | Square | OwnSize:
+    """The rule behind a choice. `connected` is the CLIP or VAE for which an automatic one is made."""
+    trained = getattr(getattr(connected, "cond_stage_model", connected), "trained", LANCE)
     if choice == AUTOMATIC:
         return trained.image if modality == "image" else trained.video
     if (choice == DEMONSTRATION) != (trained is nano.TRAINED) and choice != KEEP:

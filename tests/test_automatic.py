@@ -75,9 +75,9 @@ def test_an_answer_sees_pictures_as_the_model_was_trained(nano):
 
 def test_a_resolution_that_is_another_models_is_noted(lance, nano, caplog):
     with caplog.at_level(logging.WARNING):
-        chosen_resolution("image 768", "image", lance[0].model)
-        chosen_resolution(DEMONSTRATION, "image", nano[0].model)
+        chosen_resolution("image 768", "image", lance[1])
+        chosen_resolution(DEMONSTRATION, "image", nano[1])
         assert not caplog.records
-        chosen_resolution(DEMONSTRATION, "image", lance[0].model)
-        chosen_resolution("image 768", "image", nano[0].model)
+        chosen_resolution(DEMONSTRATION, "image", lance[1])
+        chosen_resolution("image 768", "image", nano[1])
     assert len(caplog.records) == 2
