@@ -2,7 +2,7 @@
 
     bash scripts/draw.sh workflows [NAME …] [--screenshots DIR]
 
-Runs ComfyUI, builds each graph of `definitions.py` in its page in Chromium, runs it on the demonstration
+Runs ComfyUI, builds each graph of `clips.py` in its page in Chromium, runs it on the demonstration
 model, and writes
 
     workflows/NAME.json    as the page's menu Export saves it
@@ -27,7 +27,7 @@ from playwright.sync_api import Page
 from ..host import workflows as shipped
 from ..host.browser import open_page
 from ..host.server import ComfyServer
-from . import definitions
+from . import clips as definitions
 from .cards import frames, title_card
 
 BUILD_GRAPH = Path(__file__).with_name("build_graph.js").read_text()
