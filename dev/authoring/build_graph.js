@@ -1,4 +1,4 @@
-// Builds a plan (see save_workflows.py) on the open canvas with the frontend's own nodes, and lays it out.
+// Builds a plan (see graph.py) on the open canvas with the frontend's own nodes, and lays it out.
 async ({ columns, sizes, gap, padding, view }) => {
   const { app, LiteGraph } = window
   const graph = app.graph

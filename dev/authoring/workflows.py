@@ -2,8 +2,8 @@
 
     bash scripts/draw.sh workflows [NAME …] [--screenshots DIR]
 
-Runs ComfyUI, builds each graph of `definitions.py` in its page in Chromium, runs it on the demonstration
-model, and writes
+Runs ComfyUI, builds each graph of `pictures.py`, `clips.py` and `text.py` in its page in Chromium, runs it on the
+demonstration model, and writes
 
     workflows/NAME.json    as the page's menu Export saves it
     workflows/NAME.jpg     the template browser's picture: a title over what the demonstration model made
@@ -27,9 +27,12 @@ from playwright.sync_api import Page
 from ..host import workflows as shipped
 from ..host.browser import open_page
 from ..host.server import ComfyServer
-from . import definitions
+from . import clips, pictures, text
 from .cards import frames, title_card
+from .graph import Graph
+from .parts import MASK
 
+WORKFLOWS = (*pictures.WORKFLOWS, *clips.WORKFLOWS, *text.WORKFLOWS)
 BUILD_GRAPH = Path(__file__).with_name("build_graph.js").read_text()
 EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "extra": {}}
 # Width and height that a node gets at least; samplers and save nodes have room for their pictures.
@@ -48,7 +51,6 @@ LAYOUT = {
     "view": {"width": 1600, "left": 80, "top": 200, "zoom": 0.8},
 }
 MEDIA = {".png", ".mp4"}
-MASK = "lance_mask.png"
 MISSING = "app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type)"
 # A button for uploads has no value, but the page saves one, which a newer host's next widget would take for its own.
 SAVED = """async () => {
@@ -68,7 +70,7 @@ def open_workflow(page: Page, workflow: dict, name: str) -> None:
 
 def draw(page: Page, definition: Callable) -> tuple[str, str]:
     """(workflow, API prompt) as the frontend saves them, after opening what it saved once."""
-    graph, name = definitions.Graph(), definition.__name__
+    graph, name = Graph(), definition.__name__
     definition(graph)
     open_workflow(page, EMPTY | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}, name)
     page.evaluate(BUILD_GRAPH, {"columns": [asdict(column) for column in graph.columns], **LAYOUT})
@@ -110,9 +112,9 @@ def preview(server: ComfyServer, name: str) -> Image.Image:
     given = [path for path in sorted(shipped.INPUTS.rglob("*.*")) if {path.name, path.parent.name} & values]
     entry = server.wait(server.queue(prompt))
     made = [path for path in server.outputs(entry) if path.suffix in MEDIA]
-    pictures = [picture for path in given if path.name != MASK for picture in frames(path)]
-    pictures += [picture for path in made for picture in frames(path)[-1 if given else 0 :]]
-    return title_card(name.replace("_", " ").capitalize(), "Lance · by its demonstration model", pictures)
+    shown = [picture for path in given if path.name != MASK for picture in frames(path)]
+    shown += [picture for path in made for picture in frames(path)[-1 if given else 0 :]]
+    return title_card(name.replace("_", " ").capitalize(), "Lance · by its demonstration model", shown)
 
 
 def main() -> None:
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="workflows to save; all when none is given")
     parser.add_argument("--screenshots", type=Path, metavar="DIR", help="keep a picture of each graph here")
     arguments = parser.parse_args()
-    chosen = [d for d in definitions.WORKFLOWS if not arguments.names or d.__name__ in arguments.names]
+    chosen = [d for d in WORKFLOWS if not arguments.names or d.__name__ in arguments.names]
 
     with ComfyServer() as server, open_page(server.url) as page:
         for definition in chosen:
