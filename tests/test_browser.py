@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.skipif(browser.find_chromium() is None, reason="no Chromium or Chrome on the path"),
 ]
 
+TEMPLATES = workflows.templates()
 ARTIFACTS = workflows.REPOSITORY / "tests" / "artifacts"
 PROMPT = "async () => (await app.graphToPrompt()).output"
 MISSING = "app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type)"
@@ -40,14 +41,15 @@ def screenshot(page, name: str) -> None:
     page.screenshot(path=ARTIFACTS / f"{name}.png")
 
 
-def check_opened(page, name: str) -> None:
+def check_opened(page, template: str) -> None:
     """The workflow is on the canvas, whole and without complaints."""
+    name = TEMPLATES[template]
     page.wait_for_function(
         "([title, count]) => document.title.includes(title) && app.graph.nodes.length >= count",
-        arg=[name, len(workflows.load(name))],
+        arg=[template.removesuffix(".app"), len(workflows.load(name))],
     )
     page.wait_for_timeout(1000)  # warnings come a moment after the graph
-    screenshot(page, name)
+    screenshot(page, template)
     assert page.evaluate(MISSING) == []
     assert page.get_by_test_id("error-overlay").all_inner_texts() == []
     assert page.locator("[role=alertdialog], .p-toast-message-error").all_inner_texts() == []
@@ -74,30 +76,62 @@ def pack(server) -> str:
 
 @pytest.fixture(scope="module")
 def page(server, pack):
-    with browser.open_page(server.url, f"?template=text_to_video&source={pack}") as page:
+    with browser.open_page(server.url) as page:
         yield page
-
-
-def test_template_opens_by_its_address(page):
-    check_opened(page, "text_to_video")
 
 
 def test_the_template_browser_shows_and_opens_them(page, pack):
     page.get_by_role("button", name="Templates").click()
     page.get_by_text(pack, exact=True).click()
-    for name in workflows.names():
-        card = page.get_by_test_id(f"template-workflow-{name}")
+    for template in TEMPLATES:
+        card = page.get_by_test_id(f"template-workflow-{template}")
         card.scroll_into_view_if_needed()
         page.wait_for_function(LOADED, arg=card.locator("img").first.element_handle())
     screenshot(page, "templates")
-    page.get_by_test_id("template-workflow-text_to_image").click()
-    check_opened(page, "text_to_image")
+    page.get_by_test_id(f"template-workflow-{workflows.template('text_to_image')}").click()
+    check_opened(page, workflows.template("text_to_image"))
 
 
-@pytest.mark.parametrize("name", workflows.names())
-def test_workflow_opens(page, pack, name):
-    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{name}.json", name])
-    check_opened(page, name)
+def test_a_search_of_all_templates_finds_them(page):
+    page.get_by_role("button", name="Templates").click()
+    page.get_by_text("All Templates", exact=True).first.click()
+    page.get_by_placeholder("Search").last.fill("lance")
+    cards = page.locator("[data-testid^='template-workflow-']")
+    page.wait_for_function("() => document.querySelector('[data-testid^=template-workflow-Lance]')")
+    page.wait_for_timeout(500)
+    screenshot(page, "search")
+    first = [card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()[:8]]
+    assert set(first) <= set(TEMPLATES), first
+    page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_workflow_opens(page, pack, template):
+    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{template}.json", template])
+    check_opened(page, template)
+
+
+def test_the_page_offers_what_a_workflow_names_and_lacks(server, page):
+    """As somebody's workflow on Lance opens where there is no Lance."""
+    nodes = server.object_info()
+    nodes["LanceLoader"]["input"]["required"]["model"][1]["options"] = ["demonstration (nano)"]
+    template = workflows.template("text_to_image")
+    graph = json.loads((workflows.WORKFLOWS / f"{template}.json").read_text())
+    (loader,) = (node for node in graph["nodes"] if node["type"] == "LanceLoader")
+    loader["widgets_values"][0] = workflows.IMAGE_MODEL
+
+    stranger = page.context.browser.new_page()
+    stranger.route("**/object_info", lambda route: route.fulfill(json=nodes))
+    stranger.goto(server.url)
+    stranger.wait_for_function("window.app?.vueAppReady", timeout=90_000)
+    stranger.evaluate("async (graph) => await app.loadGraphData(graph, true, true, 'missing')", graph)
+    stranger.get_by_role("button", name="View details").click()
+    panel = stranger.locator("body")
+    stranger.get_by_role("button", name="Download all").wait_for()
+    screenshot(stranger, "missing")
+    assert "Missing Models" in panel.inner_text() and "Unknown" not in panel.inner_text()
+    assert f"{workflows.IMAGE_MODEL}\nlance\nDownload" in panel.inner_text()
+    stranger.close()
 
 
 def test_widgets_that_newer_hosts_add_get_their_defaults(server, page, pack):
@@ -110,7 +144,7 @@ def test_widgets_that_newer_hosts_add_get_their_defaults(server, page, pack):
         shipped = workflows.load(name)
         types = {spec["class_type"] for spec in shipped.values()} & core.keys()
         newer.evaluate(EXTEND, {type: core[type] for type in types})
-        newer.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{name}.json", name])
+        newer.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{workflows.template(name)}.json", name])
         newer.wait_for_timeout(300)  # the preview of a clip comes a moment after the graph
         prompt = newer.evaluate(PROMPT)
         check_prompt(prompt, shipped)
@@ -120,13 +154,13 @@ def test_widgets_that_newer_hosts_add_get_their_defaults(server, page, pack):
 
 
 def test_what_the_page_sends_for_a_clip_runs(server, page, pack):
-    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/video_edit.json", "video_edit"])
+    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{workflows.template('video_edit')}.json", "video_edit"])
     entry = server.wait(server.queue(page.evaluate(PROMPT)))
     assert [path.suffix for path in server.outputs(entry)] == [".mp4"]
 
 
 def test_the_picture_appears(page, pack):
-    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/text_to_image.json", "text_to_image"])
+    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{workflows.template('text_to_image')}.json", "text_to_image"])
     page.get_by_test_id("queue-button").click()
     page.wait_for_function(SHOWN, timeout=60_000)
     assert page.evaluate(SHOWN) == [64, 64]

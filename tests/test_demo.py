@@ -71,6 +71,7 @@ def test_the_demo_leaves_what_the_workflows_make(ran, tmp_path):
     status, printed = ran("text_to_image", "text_to_video", "caption")
     assert status == 0 and "FAILED" not in printed
     files = {path.name: demo.describe(path) for path in tmp_path.iterdir()}
+    assert files.pop("caption.txt")
     assert files == {"text_to_image.png": "64x64", "text_to_video.mp4": "64x64, 9 frames at 12 fps"}
     (text,) = [line for line in printed.splitlines() if line.startswith("    text: ")]
     assert "circle" in text or "background" in text
@@ -92,7 +93,10 @@ def test_the_demo_names_a_workflow_that_fails_and_goes_on(ran, monkeypatch, tmp_
 
 
 def test_the_demo_runs_every_shipped_workflow():
-    assert len(workflows.names()) == len(list(workflows.WORKFLOWS.glob("*.json"))) > 10
+    assert len(workflows.names()) > 10
+    for suffix in ("json", "jpg"):
+        found = {path.name for path in workflows.WORKFLOWS.glob(f"*.{suffix}")}
+        assert found == {f"{template}.{suffix}" for template in workflows.templates()}
 
 
 def test_the_demo_wants_a_folder_of_weights(monkeypatch, capsys):

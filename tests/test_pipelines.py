@@ -72,7 +72,7 @@ def test_client_says_what_is_wrong(server, workflow, tmp_path, settings, words):
 
 
 def test_client_says_that_a_file_is_the_pages(server):
-    workflow = CLIENTS.parent / "workflows" / "text_to_image.json"
+    workflow = CLIENTS.parent / "workflows" / "Lance - text to image.json"
     done = example("client.py", workflow, "--server", server.url)
     assert done.returncode == 2 and "not in API format" in done.stderr
 

@@ -5,11 +5,12 @@ async ({ columns, sizes, gap, padding, view }) => {
   const nodes = new Map()
   const settled = () => new Promise((resolve) => setTimeout(resolve, 20))
 
-  const create = ({ id, type, title }) => {
+  const create = ({ id, type, title, properties }) => {
     const node = LiteGraph.createNode(type)
     if (!node) throw new Error(`There is no node ${type}`)
     node.id = id
     if (title) node.title = title
+    Object.assign(node.properties, properties)
     graph.add(node)
     nodes.set(id, node)
     return node
@@ -32,7 +33,7 @@ async ({ columns, sizes, gap, padding, view }) => {
     if (!source.connect(output, node, input)) throw new Error(`${source.type} ${link.output} does not fit ${node.type} ${name}`)
   }
 
-  for (const spec of columns.flatMap((column) => column.nodes)) {
+  for (const spec of columns.flatMap((boxes) => boxes.flatMap((box) => box.stacks.flat()))) {
     const node = create(spec)
     for (const [name, value] of Object.entries(spec.inputs)) {
       if (value?.output === undefined) setWidget(node, name, value)
@@ -42,35 +43,56 @@ async ({ columns, sizes, gap, padding, view }) => {
   }
   await settled()
 
-  // From left to right, the nodes of a column equally wide. A node's position is the corner under its title bar, whose height comes on top.
+  // Columns from left to right, the boxes of a column equally wide. A node's position is the corner under its title bar.
   const bar = LiteGraph.NODE_TITLE_HEIGHT
-  let [x, right] = [0, 0]
-  for (const column of columns) {
-    const wishes = column.nodes.map(({ id, type, height }) => {
-      const [least, wish] = [nodes.get(id).computeSize(), sizes[type] ?? sizes.default]
-      return [Math.max(least[0], wish[0]), Math.max(least[1], wish[1], height)]
-    })
-    const width = Math.max(...wishes.map((wish) => wish[0]))
-    let y = 0
-    column.nodes.forEach(({ id }, i) => {
-      const node = nodes.get(id)
-      node.setSize([width, wishes[i][1]])
-      node.pos = [x, y]
-      y += node.size[1] + bar + gap / 2
-    })
-    if (column.title) {
-      const group = new LiteGraph.LGraphGroup(column.title)
-      const top = -bar - padding - group.titleHeight
-      group.pos = [x - padding, top]
-      group.size = [width + 2 * padding, y - bar - gap / 2 + 3 * padding - top]
-      graph.add(group)
+  const wish = ({ id, type, size }) => {
+    const [least, usual] = [nodes.get(id).computeSize(), sizes[type] ?? sizes.default]
+    return [0, 1].map((i) => Math.max(least[i], usual[i], size[i]))
+  }
+  const widths = (box) => box.stacks.map((stack) => Math.max(...stack.map((spec) => wish(spec)[0])))
+  const sum = (numbers) => numbers.reduce((total, number) => total + number, 0)
+  const gaps = (box) => gap * (box.stacks.length - 1)
+
+  const placeStack = (stack, x, top, width) => {
+    let y = top
+    for (const spec of stack) {
+      const node = nodes.get(spec.id)
+      node.setSize([width, wish(spec)[1]])
+      node.pos = [x, y + bar]
+      y += bar + node.size[1] + gap
     }
-    right = x + width
-    x = right + gap
+    return y - gap
   }
 
-  // What the page shows first: all of it, below the bars and right of the side bar of a window of view.width pixels.
-  const scale = Math.min(view.zoom, (view.width - 2 * view.left) / right)
+  const placeBox = (box, left, top, width) => {
+    let x = left
+    const titled = box.title ? new LiteGraph.LGraphGroup(box.title) : null
+    const first = top + (titled ? titled.titleHeight + padding : 0)
+    const stretch = (width - gaps(box)) / sum(widths(box))
+    let bottom = first
+    widths(box).forEach((own, i) => {
+      bottom = Math.max(bottom, placeStack(box.stacks[i], x, first, own * stretch))
+      x += own * stretch + gap
+    })
+    if (!titled) return bottom
+    titled.pos = [left - padding, top]
+    titled.size = [width + 2 * padding, bottom + padding - top]
+    graph.add(titled)
+    return bottom + padding
+  }
+
+  let [x, bottom] = [0, 0]
+  for (const boxes of columns) {
+    const wide = Math.max(...boxes.map((box) => sum(widths(box)) + gaps(box)))
+    let y = 0
+    for (const box of boxes) y = placeBox(box, x, y, wide) + gap
+    bottom = Math.max(bottom, y - gap)
+    x += wide + gap + 2 * padding
+  }
+
+  // What the page shows first: all of it, below the bars and right of the side bar, but no smaller than can be read.
+  const right = x - gap - padding
+  const scale = Math.max(view.least, Math.min(1, (view.width - view.left) / right, (view.height - view.top) / bottom))
   app.canvas.ds.scale = scale
   app.canvas.ds.offset = [view.left / scale, view.top / scale]
 }

@@ -5,15 +5,15 @@ from __future__ import annotations
 from ..host.workflows import VIDEO_MODEL
 from .graph import Graph
 from .parts import (
+    CHOSEN,
     CIRCLE,
     CIRCLE_RIGHT,
     CLIP,
     EDITED_CLIP,
-    FRAMES,
     GIVEN_CLIP,
     MOVING,
-    RESOLUTION,
-    SIZE,
+    REFERRED_CLIP,
+    SEEN_AND_GIVEN,
     STAR,
     load,
     make_clip,
@@ -25,34 +25,33 @@ def text_to_video(g: Graph) -> None:
     text = """
     Lance makes a clip of 12 frames a second from a description. There is no sound.
 
-    - **Prompt**: say what is there, how it moves and, to Lance, what the camera does.
-    - **Frames**: always 1 + 4k. Lance was trained up to 121, ten seconds.
-    - **Size**: take *video 360p* for a quick look. 121 frames at 480p cost four times as much as 49.
-    - **Target** must stay *video*: it chooses the instruction that Lance was trained with.
+    - **Prompt**: what is there, how it moves and what the camera does.
+    - **Frames**: 49 are four seconds; 121 at most, which cost four times as much.
+    - **Size**: *video 360p* for a quick look.
     """
     note(g, "Text to video", text, CLIP, VIDEO_MODEL)
-    g.column("1 · Model and size")
-    lance = load(g)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=SIZE, frames=FRAMES)
+    g.box("1 · Model and size")
+    lance = load(g, clips=True)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.frames)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncode", clip=lance["CLIP"], prompt="a green heart moves up on a pink background", target="video"
     )
-    make_clip(g, "text_to_video", lance, prompt, latent["LATENT"])
+    g.box("3 · Sampling")
+    make_clip(g, "4 · Clip", "text_to_video", lance, prompt, latent["LATENT"])
 
 
 def video_edit(g: Graph) -> None:
     text = """
-    Lance changes a clip as you tell it. It sees up to six seconds at 12 frames a second; the result lasts as long as
-    the source and keeps its sound.
+    Lance changes a clip as you tell it, up to six seconds of it. The sound is kept.
 
     - **Clip**: your own.
-    - **Prompt**: an instruction.
+    - **Prompt**: what to change.
     - **Resolution**: *video 360p* is much quicker.
     """
     note(g, "Video edit", text, EDITED_CLIP, VIDEO_MODEL)
-    g.column("1 · Model and clip")
-    lance = load(g)
+    g.box("1 · Model and clip")
+    lance = load(g, clips=True)
     video = g.add("LoadVideo", file=MOVING)
     parts = g.add("GetVideoComponents", "Sound of the Source", video=video["VIDEO"])
     g.column("2 · Instruction")
@@ -62,45 +61,54 @@ def video_edit(g: Graph) -> None:
         vae=lance["VAE"],
         video=video["VIDEO"],
         prompt="make the circle purple",
-        resolution=RESOLUTION,
+        resolution=CHOSEN.resolution,
     )
-    make_clip(g, "video_edit", lance, edit, edit["latent"], fps=edit["fps"], audio=parts["audio"])
+    g.box("3 · Sampling")
+    make_clip(g, "4 · Clip", "video_edit", lance, edit, edit["latent"], fps=edit["fps"], audio=parts["audio"])
 
 
 def image_to_video(g: Graph) -> None:
     text = """
     A picture becomes the first frame of a clip.
 
-    - **Start**: your own picture. Connect the last frames of a clip instead, and it is continued.
-    - **Prompt**: what happens. Say what is seen, what moves and how, and what the camera does.
-    - **Frames**: 49 is four seconds; always 1 + 4k, 121 at most.
+    - **Picture**: your own. Connect the last frames of a clip instead, and it is continued.
+    - **Prompt**: what is seen, what moves and how, and what the camera does.
+    - **Frames**: 49 are four seconds; 121 at most.
     """
     note(g, "Image to video", text, GIVEN_CLIP, VIDEO_MODEL)
-    g.column("1 · Model and picture")
-    lance = load(g)
+    g.box("1 · Model and picture")
+    lance = load(g, clips=True)
     picture = g.add("LoadImage", image=CIRCLE)
     g.column("2 · Prompt and frames")
     prompt = g.add(
         "LanceEncode", clip=lance["CLIP"], target="video", prompt="a red circle moves right on a green background"
     )
-    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=RESOLUTION, frames=FRAMES)
-    make_clip(g, "image_to_video", lance, prompt, latent["LATENT"])
+    latent = g.add(
+        "LanceImageToVideo",
+        vae=lance["VAE"],
+        start=picture["IMAGE"],
+        resolution=CHOSEN.resolution,
+        frames=CHOSEN.frames,
+    )
+    g.box("3 · Sampling")
+    make_clip(g, "4 · Clip", "image_to_video", lance, prompt, latent["LATENT"])
 
 
 def first_last_frame(g: Graph) -> None:
     text = """
-    Lance makes what lies between two pictures. It was not trained for a given last frame: the closer the two are, the
-    better. The last picture is held for the clip's last four frames.
+    Lance makes what lies between two pictures; the more alike they are, the better. The last one is held for four
+    frames.
 
-    - **Start** and **end**: your own pictures. The end is cut to the size of the start.
+    - **Pictures**: your own. The last is cut to the size of the first.
     - **Prompt**: what happens between.
     """
     note(g, "First and last frame", text, GIVEN_CLIP, VIDEO_MODEL)
-    g.column("1 · Model and pictures")
-    lance = load(g)
+    g.box("1 · Model")
+    lance = load(g, clips=True)
+    g.column("2 · Pictures")
     start = g.add("LoadImage", "First Frame", image=CIRCLE)
     end = g.add("LoadImage", "Last Frame", image=CIRCLE_RIGHT)
-    g.column("2 · Prompt and frames")
+    g.column("3 · Prompt and frames")
     prompt = g.add(
         "LanceEncode", clip=lance["CLIP"], target="video", prompt="a red circle moves right on a green background"
     )
@@ -109,10 +117,11 @@ def first_last_frame(g: Graph) -> None:
         vae=lance["VAE"],
         start=start["IMAGE"],
         end=end["IMAGE"],
-        resolution=RESOLUTION,
-        frames=FRAMES,
+        resolution=CHOSEN.resolution,
+        frames=CHOSEN.frames,
     )
-    make_clip(g, "first_last_frame", lance, prompt, latent["LATENT"])
+    g.box("4 · Sampling")
+    make_clip(g, "5 · Clip", "first_last_frame", lance, prompt, latent["LATENT"])
 
 
 def subject_video(g: Graph) -> None:
@@ -121,13 +130,12 @@ def subject_video(g: Graph) -> None:
 
     - **Reference**: your own picture; connect more and sockets grow. Speak of them as *the first picture* and so on.
     - **Prompt**: the scene and what happens in it.
-    - For the maze and other puzzles of the paper, give a *system prompt* of your own (advanced).
     """
-    note(g, "Subject to video", text, CLIP, VIDEO_MODEL)
-    g.column("1 · Model, reference, size")
-    lance = load(g)
+    note(g, "Subject to video", text, REFERRED_CLIP, VIDEO_MODEL)
+    g.box("1 · Model, reference, size")
+    lance = load(g, clips=True)
     reference = g.add("LoadImage", image=STAR)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=SIZE, frames=FRAMES)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.frames)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncodeReferences",
@@ -136,40 +144,48 @@ def subject_video(g: Graph) -> None:
         **{"images.image0": reference["IMAGE"]},
         prompt="the object from the picture moves right on a pink background",
         target="video",
-        resolution=RESOLUTION,
+        resolution=CHOSEN.resolution,
     )
-    make_clip(g, "subject_video", lance, prompt, latent["LATENT"])
+    g.box("3 · Sampling")
+    make_clip(g, "4 · Clip", "subject_video", lance, prompt, latent["LATENT"])
 
 
 def enhanced_text_to_video(g: Graph) -> None:
     text = """
-    Lance first writes your short idea out as the long description that it was trained on, then makes the clip.
+    Lance writes your short idea out as a long description, then makes the clip.
 
-    - **Prompt**: a short idea.
-    - **Sampling** and **seed** of the rewriting: another number, another description.
+    - **Idea**: a few words.
+    - Its **seed**: another number, another description.
     """
     note(g, "Enhanced text to video", text, CLIP, VIDEO_MODEL)
-    g.column("1 · Model and size")
-    lance = load(g)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=SIZE, frames=FRAMES)
+    g.box("1 · Model and size")
+    lance = load(g, clips=True)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.frames)
     g.column("2 · Idea")
-    written = g.add("LanceEnhancePrompt", model=lance["MODEL"], clip=lance["CLIP"], prompt="a red star", sampling="on")
+    written = g.add(
+        "LanceEnhancePrompt",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        prompt="a red star",
+        sampling="on",
+        **{"sampling.seed": 0},
+    )
     g.add("PreviewAny", "What Lance Wrote", source=written["prompt"])
-    g.column("3 · Prompt")
+    g.box("3 · Prompt")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=written["prompt"], target="video")
-    make_clip(g, "enhanced_text_to_video", lance, prompt, latent["LATENT"], first=4)
+    g.column("4 · Sampling")
+    make_clip(g, "5 · Clip", "enhanced_text_to_video", lance, prompt, latent["LATENT"])
 
 
 def caption_to_video(g: Graph) -> None:
     text = """
-    Lance describes a picture, writes the description out as a prompt for a clip, and makes the clip from the picture.
+    Lance describes a picture, makes a prompt of the description, and a clip of the picture.
 
     - **Picture**: your own.
-    - **Instruction** (advanced): how the description is turned into a prompt.
     """
-    note(g, "Picture, caption, clip", text, GIVEN_CLIP, VIDEO_MODEL)
-    g.column("1 · Model and picture")
-    lance = load(g)
+    note(g, "Picture, caption, clip", text, SEEN_AND_GIVEN, VIDEO_MODEL)
+    g.box("1 · Model and picture")
+    lance = load(g, clips=True)
     picture = g.add("LoadImage", image=CIRCLE)
     g.column("2 · Caption")
     caption = g.add(
@@ -178,25 +194,35 @@ def caption_to_video(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=RESOLUTION,
+        image_resolution=CHOSEN.resolution,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
+    g.beside()
     g.add("PreviewAny", "Caption", source=caption["text"])
-    g.column("3 · Prompt")
+    g.box("3 · Prompt")
     written = g.add(
         "LanceEnhancePrompt",
         model=lance["MODEL"],
         clip=lance["CLIP"],
         prompt=caption["text"],
         image=picture["IMAGE"],
-        image_resolution=RESOLUTION,
+        image_resolution=CHOSEN.resolution,
         sampling="on",
+        **{"sampling.seed": 0},
     )
+    g.beside()
     g.add("PreviewAny", "What Lance Wrote", source=written["prompt"])
     g.column("4 · Conditioning and frames")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=written["prompt"], target="video")
-    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=picture["IMAGE"], resolution=RESOLUTION, frames=FRAMES)
-    make_clip(g, "caption_to_video", lance, prompt, latent["LATENT"], first=5)
+    latent = g.add(
+        "LanceImageToVideo",
+        vae=lance["VAE"],
+        start=picture["IMAGE"],
+        resolution=CHOSEN.resolution,
+        frames=CHOSEN.frames,
+    )
+    g.box("5 · Sampling")
+    make_clip(g, "6 · Clip", "caption_to_video", lance, prompt, latent["LATENT"])
 
 
 WORKFLOWS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from textwrap import dedent
 from typing import Any
 
@@ -10,19 +11,47 @@ from ..host.workflows import DEMONSTRATION, IMAGE_MODEL, VIDEO_MODEL
 from .graph import Graph, Link, Node
 
 REPOSITORY = "https://huggingface.co/bytedance-research/Lance"
-MODEL = "demonstration (nano)"  # comes with the plugin, so every workflow runs as it is
-SIZE = RESOLUTION = DEMONSTRATION
-FRAMES = 9
-SEED = 42
+# The page offers these where a loader names one that is not there.
+FILES = [
+    {"name": name, "url": f"{REPOSITORY}/resolve/main/{name}", "directory": "lance"}
+    for name in (IMAGE_MODEL, VIDEO_MODEL)
+]
 
-SIZES_ON_DISK = {IMAGE_MODEL: "12.4 GB", VIDEO_MODEL: "14.2 GB"}
+
+@dataclass(frozen=True)
+class Choices:
+    """What all workflows choose, and the note says of it. `{}` in `model_note`: the model, and what else to choose."""
+
+    picture_model: str
+    clip_model: str
+    size: str
+    resolution: str
+    frames: int
+    model_note: str
+
+
+CHOSEN = Choices(
+    picture_model="demonstration (nano)",  # comes with the plugin, so every workflow runs as it is
+    clip_model="demonstration (nano)",
+    size=DEMONSTRATION,
+    resolution=DEMONSTRATION,
+    frames=9,
+    model_note=f"""
+    This runs as it is, on a tiny **demonstration model** that knows coloured shapes. For [Lance]({REPOSITORY}) itself,
+    get its files (the plugin's README says which), press **R**, and choose *{{}}* in *Load Lance*{{}}.
+    """,
+)
 # What else to choose for Lance itself.
 PICTURE, CLIP = ", *image 768x768* as the size", ", *video 480p 848x480* as the size and 49 frames"
 EDITED, EDITED_CLIP = ", *image 768* as the resolution", ", *video 480p* as the resolution"
 GIVEN_CLIP = ", *video 480p* as the resolution and 49 frames"
 SEEN = ", *image 768* as the picture's resolution (advanced)"
 SEEN_CLIP = ", *video 480p* as the clip's resolution (advanced)"
+REFERRED = ", *image 768x768* as the size and *image 768* as the resolution"
+REFERRED_CLIP = ", *video 480p 848x480* as the size, *image 768* as the resolution and 49 frames"
+SEEN_AND_GIVEN = ", *video 480p* as the resolution, *image 768* as the pictures' (advanced) and 49 frames"
 
+SEED = 42
 # In api/input.
 CIRCLE = "lance_circle.png"
 CIRCLE_RIGHT = "lance_circle_right.png"
@@ -33,30 +62,20 @@ MOVING = "lance_moving.mp4"
 
 
 def note(g: Graph, title: str, text: str, sizes: str, model: str = IMAGE_MODEL) -> None:
-    """What happens, what to change, which model. `text`: two blocks, whose lines go on until a list's next item."""
-    about, changes = re.sub(r"(?<!\n)\n(?![-\n])", " ", dedent(text).strip()).split("\n\n")
-    g.note(f"## {title}\n{about}\n\n### What to change\n{changes}\n\n{_files(model, sizes)}")
+    """What happens, what to change, which model."""
+    blocks = (f"## {title}", _joined(text), f"### The model\n{_joined(CHOSEN.model_note).format(model, sizes)}")
+    g.note("\n\n".join(blocks))
 
 
-def _files(model: str, sizes: str) -> str:
-    """That a demonstration model is at work, and how to use Lance itself."""
-    folder, file = model.split("/")
-    return f"""### The model
-This runs as it is, on the **demonstration model** that comes with the nodes. It is a thousand times smaller than
-Lance and knows nothing but coloured shapes at 64 x 64 pixels.
-
-For Lance itself, get from [bytedance-research/Lance]({REPOSITORY}), in the same folders, into **models/lance**:
-
-- **{folder}** / {file} ({SIZES_ON_DISK[model]})
-- **Qwen2.5-VL-ViT** / vit.safetensors and config.json (1.3 GB)
-- Wan2.2_VAE.pth (2.8 GB), or ComfyUI's own wan2.2_vae.safetensors in **models/vae**
-
-Press **R** and choose **{model}** in *Load Lance*{sizes}.
-"""
+def _joined(text: str) -> str:
+    """A block of text whose lines go on until a blank one or a list's next item."""
+    return re.sub(r"(?<!\n)\n(?![-\n])", " ", dedent(text).strip())
 
 
-def load(g: Graph) -> Node:
-    return g.add("LanceLoader", model=MODEL)
+def load(g: Graph, clips: bool = False) -> Node:
+    loader = g.add("LanceLoader", model=CHOSEN.clip_model if clips else CHOSEN.picture_model)
+    loader.properties["models"] = FILES
+    return loader
 
 
 def decoded(g: Graph, lance: Node, samples: Link) -> Link:
@@ -82,18 +101,16 @@ def sampled(g: Graph, lance: Node, prompt: Node, latent: Link) -> Link:
     return sampler["LATENT"]
 
 
-def make_picture(g: Graph, name: str, lance: Node, prompt: Node, latent: Link) -> None:
-    """The third and fourth column: from the prompt to the picture."""
-    g.column("3 · Sampling")
+def make_picture(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link) -> None:
+    """From the prompt to the picture, which stands in a column of its own."""
     samples = sampled(g, lance, prompt, latent)
-    g.column("4 · Picture")
+    g.column(title)
     g.add("SaveImage", images=decoded(g, lance, samples), filename_prefix=f"lance/{name}")
 
 
-def make_clip(g: Graph, name: str, lance: Node, prompt: Node, latent: Link, first: int = 3, **clip: Any) -> None:
-    """Columns from the `first` on: from the prompt to the clip. `clip`: inputs of Create Video."""
-    g.column(f"{first} · Sampling")
+def make_clip(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link, **clip: Any) -> None:
+    """From the prompt to the clip, which stands in a column of its own. `clip`: inputs of Create Video."""
     samples = sampled(g, lance, prompt, latent)
-    g.column(f"{first + 1} · Clip")
+    g.column(title)
     video = g.add("CreateVideo", images=decoded(g, lance, samples), **{"fps": 12.0, **clip})
     g.add("SaveVideo", video=video["VIDEO"], filename_prefix=f"lance/{name}")

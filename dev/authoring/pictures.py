@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .graph import Graph
 from .parts import (
+    CHOSEN,
     CIRCLE,
     EDITED,
     MASK,
     PAIR,
     PICTURE,
-    RESOLUTION,
-    SIZE,
+    REFERRED,
     STAR,
     decoded,
     load,
@@ -24,17 +24,14 @@ def text_to_image(g: Graph) -> None:
     text = """
     Lance draws one picture from a description.
 
-    - **Prompt**: the demonstration model knows phrases like this one. Lance wants sentences: what is there, its
-    colours, materials, light and place.
-    - **Size**: the sizes in the list are those that Lance knows; *custom* takes any multiple of 16.
-    - **Seed**: another number, another picture. Set *randomize* for a new one each run.
-    - **Steps** 30, **CFG** 4: the model's own defaults. *euler* with *simple* comes closest to Lance's own way of
-    sampling.
+    - **Prompt**: sentences that say what is there, its colours, materials, light and place.
+    - **Size**: those that Lance knows; *custom* takes any multiple of 16.
+    - **Seed**: another number, another picture.
     """
     note(g, "Text to image", text, PICTURE)
-    g.column("1 · Model and size")
+    g.box("1 · Model and size")
     lance = load(g)
-    latent = g.add("EmptyLanceLatent", "Picture Size", size=SIZE)
+    latent = g.add("EmptyLanceLatent", "Picture Size", size=CHOSEN.size)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncode",
@@ -42,7 +39,8 @@ def text_to_image(g: Graph) -> None:
         prompt="a small red circle on the left and a small blue star on the right on a pink background",
         target="image",
     )
-    make_picture(g, "text_to_image", lance, prompt, latent["LATENT"])
+    g.box("3 · Sampling")
+    make_picture(g, "4 · Picture", "text_to_image", lance, prompt, latent["LATENT"])
 
 
 def image_edit(g: Graph) -> None:
@@ -50,11 +48,10 @@ def image_edit(g: Graph) -> None:
     Lance changes a picture as you tell it and keeps the rest.
 
     - **Picture**: your own.
-    - **Prompt**: an instruction: what to change, remove, add or turn into what.
-    - **Resolution**: *demonstration 64x64* suits the demonstration model alone.
+    - **Prompt**: what to change, remove, add or turn into what.
     """
     note(g, "Image edit", text, EDITED)
-    g.column("1 · Model and picture")
+    g.box("1 · Model and picture")
     lance = load(g)
     picture = g.add("LoadImage", image=CIRCLE)
     g.column("2 · Instruction")
@@ -64,25 +61,27 @@ def image_edit(g: Graph) -> None:
         vae=lance["VAE"],
         image=picture["IMAGE"],
         prompt="make the circle blue",
-        resolution=RESOLUTION,
+        resolution=CHOSEN.resolution,
     )
-    make_picture(g, "image_edit", lance, edit, edit["latent"])
+    g.box("3 · Sampling")
+    make_picture(g, "4 · Picture", "image_edit", lance, edit, edit["latent"])
 
 
 def masked_edit(g: Graph) -> None:
     text = """
     Lance changes only what a mask uncovers; everything else stays exactly as it is. Soft edges blend.
 
-    - **Mask**: a picture of the same size, white where it may change. Or paint one: right-click *Load Image*, *Open in
-    MaskEditor*, and connect its MASK.
+    - **Mask**: white where the picture may change. Or paint one: right-click *Load Image*, *Open in MaskEditor*, and
+    connect its MASK.
     - **Prompt**: what to change.
     """
     note(g, "Masked edit", text, EDITED)
-    g.column("1 · Model, picture, mask")
+    g.box("1 · Model")
     lance = load(g)
+    g.column("2 · Picture and mask")
     picture = g.add("LoadImage", image=PAIR)
     mask = g.add("LoadImageMask", image=MASK, channel="red")
-    g.column("2 · Instruction")
+    g.column("3 · Instruction")
     edit = g.add(
         "LanceEncodeEdit",
         clip=lance["CLIP"],
@@ -90,9 +89,10 @@ def masked_edit(g: Graph) -> None:
         image=picture["IMAGE"],
         mask=mask["MASK"],
         prompt="make the square green",
-        resolution=RESOLUTION,
+        resolution=CHOSEN.resolution,
     )
-    make_picture(g, "masked_edit", lance, edit, edit["latent"])
+    g.box("4 · Sampling")
+    make_picture(g, "5 · Picture", "masked_edit", lance, edit, edit["latent"])
 
 
 def multi_turn_edit(g: Graph) -> None:
@@ -100,10 +100,10 @@ def multi_turn_edit(g: Graph) -> None:
     Each turn edits the result of the one before, and shows it.
 
     - **Prompts**: one instruction a turn.
-    - More turns: copy a column and connect it to the last picture.
+    - More turns: copy a box and connect it to the last picture.
     """
     note(g, "Multi-turn edit", text, EDITED)
-    g.column("Model and picture")
+    g.box("Model and picture")
     lance = load(g)
     image = g.add("LoadImage", image=CIRCLE)["IMAGE"]
     instructions = ("make the circle purple", "move the circle to the right", "change the background to blue")
@@ -116,12 +116,11 @@ def multi_turn_edit(g: Graph) -> None:
             vae=lance["VAE"],
             image=image,
             prompt=instruction,
-            resolution=RESOLUTION,
+            resolution=CHOSEN.resolution,
         )
         image = decoded(g, lance, sampled(g, lance, edit, edit["latent"]))
         if turn < len(instructions):
             g.add("PreviewImage", f"After turn {turn}", images=image)
-    g.column("Result")
     g.add("SaveImage", images=image, filename_prefix="lance/multi_turn_edit")
 
 
@@ -132,11 +131,11 @@ def subject_image(g: Graph) -> None:
     - **Reference**: your own picture; connect more and sockets grow.
     - **Prompt**: the new scene. Call the subject by what it is: *the teapot from the picture*.
     """
-    note(g, "Subject to image", text, PICTURE)
-    g.column("1 · Model, reference, size")
+    note(g, "Subject to image", text, REFERRED)
+    g.box("1 · Model, reference, size")
     lance = load(g)
     reference = g.add("LoadImage", image=STAR)
-    latent = g.add("EmptyLanceLatent", "Picture Size", size=SIZE)
+    latent = g.add("EmptyLanceLatent", "Picture Size", size=CHOSEN.size)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncodeReferences",
@@ -145,9 +144,10 @@ def subject_image(g: Graph) -> None:
         **{"images.image0": reference["IMAGE"]},
         prompt="the object from the picture at the top on a green background",
         target="image",
-        resolution=RESOLUTION,
+        resolution=CHOSEN.resolution,
     )
-    make_picture(g, "subject_image", lance, prompt, latent["LATENT"])
+    g.box("3 · Sampling")
+    make_picture(g, "4 · Picture", "subject_image", lance, prompt, latent["LATENT"])
 
 
 WORKFLOWS = (text_to_image, image_edit, masked_edit, multi_turn_edit, subject_image)

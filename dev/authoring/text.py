@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from ..host.workflows import VIDEO_MODEL
-from .graph import Graph
-from .parts import MOVING, PAIR, RESOLUTION, SEEN, SEEN_CLIP, load, note
+from .graph import Graph, Link
+from .parts import CHOSEN, MOVING, PAIR, SEEN, SEEN_CLIP, load, note
+
+SHOWN = (480, 300)  # the size of a node that shows text
+
+
+def save_text(g: Graph, title: str, name: str, text: Link) -> None:
+    """Shows a text, in app mode as well, where only what is saved is seen."""
+    g.add("SaveText", title, text=text, filename_prefix=f"lance/{name}").size = SHOWN
 
 
 def image_question(g: Graph) -> None:
@@ -15,7 +22,7 @@ def image_question(g: Graph) -> None:
     - **Sampling** *on* if an answer stops at once or repeats itself.
     """
     note(g, "Ask about a picture", text, SEEN)
-    g.column("1 · Model and picture")
+    g.box("1 · Model and picture")
     lance = load(g)
     picture = g.add("LoadImage", image=PAIR)
     g.column("2 · Question")
@@ -24,11 +31,11 @@ def image_question(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
-        image_resolution=RESOLUTION,
+        image_resolution=CHOSEN.resolution,
         **{"task.question": "Where is the orange square?", "images.image0": picture["IMAGE"]},
     )
     g.column("3 · Answer")
-    g.add("PreviewAny", "Answer", source=answer["text"])
+    save_text(g, "Answer", "image_question", answer["text"])
 
 
 def video_question(g: Graph) -> None:
@@ -38,8 +45,8 @@ def video_question(g: Graph) -> None:
     - **Question**: what happens, in which order, in which direction.
     """
     note(g, "Ask about a clip", text, SEEN_CLIP, VIDEO_MODEL)
-    g.column("1 · Model and clip")
-    lance = load(g)
+    g.box("1 · Model and clip")
+    lance = load(g, clips=True)
     video = g.add("LoadVideo", file=MOVING)
     g.column("2 · Question")
     answer = g.add(
@@ -47,23 +54,23 @@ def video_question(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
-        video_resolution=RESOLUTION,
+        video_resolution=CHOSEN.resolution,
         video=video["VIDEO"],
         **{"task.question": "What does the circle do?"},
     )
     g.column("3 · Answer")
-    g.add("PreviewAny", "Answer", source=answer["text"])
+    save_text(g, "Answer", "video_question", answer["text"])
 
 
 def caption(g: Graph) -> None:
     text = """
     Lance describes a picture, for a dataset or as a prompt.
 
-    - **Style**: the instructions for captions that Lance was trained with.
+    - **Style**: how much it says.
     - A clip can be connected in place of the picture.
     """
     note(g, "Caption", text, SEEN)
-    g.column("1 · Model and picture")
+    g.box("1 · Model and picture")
     lance = load(g)
     picture = g.add("LoadImage", image=PAIR)
     g.column("2 · Caption")
@@ -73,23 +80,23 @@ def caption(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=RESOLUTION,
+        image_resolution=CHOSEN.resolution,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
     g.column("3 · Text")
-    g.add("PreviewAny", "Caption", source=answer["text"])
+    save_text(g, "Caption", "caption", answer["text"])
 
 
 def caption_dataset(g: Graph) -> None:
     text = """
-    Every picture of a folder gets a caption. Pictures, numbered anew, and text files of the same names are written side
-    by side; to keep names, see *clients* in the plugin's folder.
+    Every picture of a folder gets a caption. Pictures, numbered anew, and text files are written side by side; to keep
+    names, see *clients* in the plugin's folder.
 
     - **Folder**: a folder in ComfyUI's *input*.
     - **Folder name**: where the pairs go, in ComfyUI's *output*.
     """
     note(g, "Caption a folder", text, SEEN)
-    g.column("1 · Model and folder")
+    g.box("1 · Model and folder")
     lance = load(g)
     pictures = g.add("LoadImageDataSetFromFolder", folder="lance_dataset")
     g.column("2 · Captions")
@@ -99,12 +106,12 @@ def caption_dataset(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=RESOLUTION,
+        image_resolution=CHOSEN.resolution,
         **{"task.style": "key features", "images.image0": pictures["images"]},
     )
     g.column("3 · Pairs")
     g.add("SaveImageTextDataSetToFolder", images=pictures["images"], texts=answer["text"], folder_name="lance_dataset")
-    g.add("PreviewAny", "Captions", source=answer["text"])
+    g.add("PreviewAny", "Captions", source=answer["text"]).size = SHOWN
 
 
 WORKFLOWS = (image_question, video_question, caption, caption_dataset)

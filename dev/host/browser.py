@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Page, sync_playwright
 
+# The newer of the page's two renderers, on or off.
+NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", MAC)
 ARGUMENTS = (

@@ -163,6 +163,11 @@ class ComfyServer:
             time.sleep(0.1)
         raise RuntimeError(f"The prompt did not finish in {timeout:.0f} seconds.")
 
+    def wait_until_idle(self) -> None:
+        """Until what was queued, by the page as well, has run."""
+        while self._get("/prompt")["exec_info"]["queue_remaining"]:
+            time.sleep(0.1)
+
     def outputs(self, entry: dict) -> list[Path]:
         """Files that a prompt has written to ComfyUI's output folder."""
         items = [item for node in entry["outputs"].values() for items in node.values() for item in items]
