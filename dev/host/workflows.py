@@ -13,6 +13,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS = REPOSITORY / "workflows"
+BLUEPRINTS = REPOSITORY / "subgraphs"
 API = REPOSITORY / "api"
 INPUTS = API / "input"  # pictures and clips that the workflows load
 
