@@ -15,6 +15,7 @@ from .parts import (
     REFERRED_CLIP,
     SEEN_AND_GIVEN,
     STAR,
+    empty_latent,
     load,
     make_clip,
     note,
@@ -32,13 +33,13 @@ def text_to_video(g: Graph) -> None:
     note(g, "Text to video", text, CLIP, VIDEO_MODEL)
     g.box("1 · Model and size")
     lance = load(g, clips=True)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.frames)
+    latent = empty_latent(g, lance, clip=True)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncode", clip=lance["CLIP"], prompt="a green heart moves up on a pink background", target="video"
     )
     g.box("3 · Sampling")
-    make_clip(g, "4 · Clip", "text_to_video", lance, prompt, latent["LATENT"])
+    make_clip(g, "4 · Clip", "text_to_video", lance, prompt, latent)
 
 
 def video_edit(g: Graph) -> None:
@@ -135,7 +136,7 @@ def subject_video(g: Graph) -> None:
     g.box("1 · Model, reference, size")
     lance = load(g, clips=True)
     reference = g.add("LoadImage", image=STAR)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.frames)
+    latent = empty_latent(g, lance, clip=True)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncodeReferences",
@@ -147,7 +148,7 @@ def subject_video(g: Graph) -> None:
         resolution=CHOSEN.resolution,
     )
     g.box("3 · Sampling")
-    make_clip(g, "4 · Clip", "subject_video", lance, prompt, latent["LATENT"])
+    make_clip(g, "4 · Clip", "subject_video", lance, prompt, latent)
 
 
 def enhanced_text_to_video(g: Graph) -> None:
@@ -160,7 +161,7 @@ def enhanced_text_to_video(g: Graph) -> None:
     note(g, "Enhanced text to video", text, CLIP, VIDEO_MODEL)
     g.box("1 · Model and size")
     lance = load(g, clips=True)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.frames)
+    latent = empty_latent(g, lance, clip=True)
     g.column("2 · Idea")
     written = g.add(
         "LanceEnhancePrompt",
@@ -174,7 +175,7 @@ def enhanced_text_to_video(g: Graph) -> None:
     g.box("3 · Prompt")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt=written["prompt"], target="video")
     g.column("4 · Sampling")
-    make_clip(g, "5 · Clip", "enhanced_text_to_video", lance, prompt, latent["LATENT"])
+    make_clip(g, "5 · Clip", "enhanced_text_to_video", lance, prompt, latent)
 
 
 def caption_to_video(g: Graph) -> None:

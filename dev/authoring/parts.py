@@ -20,20 +20,22 @@ FILES = [
 
 @dataclass(frozen=True)
 class Choices:
-    """What all workflows choose, and the note says of it. `{}` in `model_note`: the model, and what else to choose."""
+    """What all workflows choose, and what the note says of it. `{}` in `model_note`: the model, what else to choose."""
 
     picture_model: str
     clip_model: str
-    size: str
+    picture_size: str
+    clip_size: str
     resolution: str
     frames: int
     model_note: str
 
 
-CHOSEN = Choices(
+ON_DEMONSTRATION = Choices(
     picture_model="demonstration (nano)",  # comes with the plugin, so every workflow runs as it is
     clip_model="demonstration (nano)",
-    size=DEMONSTRATION,
+    picture_size=DEMONSTRATION,
+    clip_size=DEMONSTRATION,
     resolution=DEMONSTRATION,
     frames=9,
     model_note=f"""
@@ -41,6 +43,19 @@ CHOSEN = Choices(
     get its files (the plugin's README says which), press **R**, and choose *{{}}* in *Load Lance*{{}}.
     """,
 )
+AUTOMATIC = Choices(
+    picture_model="automatic (pictures)",
+    clip_model="automatic (clips)",
+    picture_size="automatic picture",
+    clip_size="automatic clip",
+    resolution="automatic",
+    frames=1,  # as many as the model is at its best with
+    model_note=f"""
+    *automatic* is [Lance]({REPOSITORY}) if you have it, else a tiny **demonstration model** that knows coloured shapes.
+    To get Lance, choose a *download* in *Load Lance*.
+    """,
+)
+CHOSEN = ON_DEMONSTRATION
 # What else to choose for Lance itself.
 PICTURE, CLIP = ", *image 768x768* as the size", ", *video 480p 848x480* as the size and 49 frames"
 EDITED, EDITED_CLIP = ", *image 768* as the resolution", ", *video 480p* as the resolution"
@@ -76,6 +91,12 @@ def load(g: Graph, clips: bool = False) -> Node:
     loader = g.add("LanceLoader", model=CHOSEN.clip_model if clips else CHOSEN.picture_model)
     loader.properties["models"] = FILES
     return loader
+
+
+def empty_latent(g: Graph, lance: Node, clip: bool = False) -> Link:
+    sizes = {"size": CHOSEN.clip_size, "frames": CHOSEN.frames} if clip else {"size": CHOSEN.picture_size}
+    model = {"model": lance["MODEL"]} if CHOSEN is AUTOMATIC else {}
+    return g.add("EmptyLanceLatent", "Clip Size and Length" if clip else "Picture Size", **sizes, **model)["LATENT"]
 
 
 def decoded(g: Graph, lance: Node, samples: Link) -> Link:

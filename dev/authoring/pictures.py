@@ -13,6 +13,7 @@ from .parts import (
     REFERRED,
     STAR,
     decoded,
+    empty_latent,
     load,
     make_picture,
     note,
@@ -31,7 +32,7 @@ def text_to_image(g: Graph) -> None:
     note(g, "Text to image", text, PICTURE)
     g.box("1 · Model and size")
     lance = load(g)
-    latent = g.add("EmptyLanceLatent", "Picture Size", size=CHOSEN.size)
+    latent = empty_latent(g, lance)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncode",
@@ -40,7 +41,7 @@ def text_to_image(g: Graph) -> None:
         target="image",
     )
     g.box("3 · Sampling")
-    make_picture(g, "4 · Picture", "text_to_image", lance, prompt, latent["LATENT"])
+    make_picture(g, "4 · Picture", "text_to_image", lance, prompt, latent)
 
 
 def image_edit(g: Graph) -> None:
@@ -135,7 +136,7 @@ def subject_image(g: Graph) -> None:
     g.box("1 · Model, reference, size")
     lance = load(g)
     reference = g.add("LoadImage", image=STAR)
-    latent = g.add("EmptyLanceLatent", "Picture Size", size=CHOSEN.size)
+    latent = empty_latent(g, lance)
     g.column("2 · Prompt")
     prompt = g.add(
         "LanceEncodeReferences",
@@ -147,7 +148,7 @@ def subject_image(g: Graph) -> None:
         resolution=CHOSEN.resolution,
     )
     g.box("3 · Sampling")
-    make_picture(g, "4 · Picture", "subject_image", lance, prompt, latent["LATENT"])
+    make_picture(g, "4 · Picture", "subject_image", lance, prompt, latent)
 
 
 WORKFLOWS = (text_to_image, image_edit, masked_edit, multi_turn_edit, subject_image)
