@@ -11,6 +11,7 @@ import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -86,6 +87,6 @@ sys.stdout.write(f"{{len(found)}} nodes\\n")
 def test_the_readme_shows_nothing_that_the_package_lacks(package):
     text = (package / "README.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) >= 2 and all((package / picture).is_file() for picture in pictures)
+    assert len(pictures) >= 2 and all((package / unquote(picture)).is_file() for picture in pictures)
     scripts = set(re.findall(r"python (?:custom_nodes/comfyui-lance/)?((?:scripts|clients)/\w+\.py)", text))
     assert len(scripts) == 4 and all((package / script).is_file() for script in scripts)
