@@ -9,6 +9,7 @@ import av
 import numpy
 from PIL import Image
 
+from ...training import lessons
 from ...training.world import OUTLINES, POSITIONS, SIDE, SIZES, Scene, Thing, a_clip, render
 from ..host.workflows import INPUTS
 
@@ -49,6 +50,16 @@ def write_clip(path, frames: list[Image.Image]) -> None:
         file.mux(audio.encode())
 
 
+def write_examples(name: str, examples: list[tuple[Image.Image, str]]) -> None:
+    """A folder of pictures, and of text files beside them where there are words."""
+    folder = INPUTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (picture, words) in enumerate(examples):
+        picture.save(folder / f"{i:02}.png", optimize=True)
+        if words:
+            (folder / f"{i:02}.txt").write_text(words + "\n")
+
+
 if __name__ == "__main__":
     folder = INPUTS / "lance_dataset"
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,3 +73,5 @@ if __name__ == "__main__":
     moving = a_clip(random.Random(0), "right", CIRCLE.things[0])
     settings = [Scene(frame.things, CIRCLE.background) for frame in moving.frames]
     write_clip(INPUTS / "lance_moving.mp4", [render(frame) for frame in settings])
+    write_examples("lance_look", lessons.look_examples())
+    write_examples("lance_pairs", [(lessons.side_by_side(e), e.instruction) for e in lessons.edit_examples()])

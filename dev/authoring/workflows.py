@@ -2,7 +2,7 @@
 
     bash scripts/draw.sh workflows [NAME …] [--screenshots DIR]
 
-Runs ComfyUI, builds each graph of `pictures.py`, `clips.py` and `text.py` in its page in Chromium, runs it on the
+Runs ComfyUI, builds each graph of `pictures.py`, `clips.py`, `text.py` and `learning.py` in its page in Chromium, runs it on the
 demonstration model, and writes
 
     workflows/Lance - TITLE.json        as the page's menu Export saves it
@@ -26,23 +26,24 @@ from playwright.sync_api import Page
 from ..host import workflows as shipped
 from ..host.browser import open_page
 from ..host.server import ComfyServer
-from . import clips, pictures, text
+from . import clips, learning, pictures, text
 from .cards import frames, title_card
 from .drawing import build, open_workflow, saved, screenshot, settle
 from .parts import MASK
 
-WORKFLOWS = (*pictures.WORKFLOWS, *clips.WORKFLOWS, *text.WORKFLOWS)
+WORKFLOWS = (*pictures.WORKFLOWS, *clips.WORKFLOWS, *text.WORKFLOWS, *learning.WORKFLOWS)
 MEDIA = {".png", ".mp4"}
+MOST = 4  # pictures of a folder on a card
 
 
 def preview(server: ComfyServer, name: str) -> dict[str, Image.Image]:
     """Template → a card with what the workflow looks at and what it makes."""
     prompt = shipped.load(name)
     values = {str(value) for node in prompt.values() for value in node["inputs"].values()}
-    given = [path for path in sorted(shipped.INPUTS.rglob("*.*")) if {path.name, path.parent.name} & values]
+    given = [path for path in sorted(shipped.INPUTS.rglob("*.[!t]*")) if {path.name, path.parent.name} & values]
     entry = server.wait(server.queue(prompt))
     made = [path for path in server.outputs(entry) if path.suffix in MEDIA]
-    shown = [picture for path in given if path.name != MASK for picture in frames(path)]
+    shown = [picture for path in given[:MOST] if path.name != MASK for picture in frames(path)]
     shown += [picture for path in made for picture in frames(path)[-1 if given else 0 :]]
     title, made_by = shipped.TITLES[name].capitalize(), "Lance · by its demonstration model"
     cards = {shipped.template(name): title_card(title, made_by, shown)}

@@ -37,6 +37,8 @@ TITLES = {
     "text_to_image": "text to image",
     "text_to_video": "text to video",
     "enhanced_text_to_video": "text to video from an idea",
+    "train_look": "train a look",
+    "train_edit": "train an edit",
     "video_edit": "video edit",
 }
 APPS = (
