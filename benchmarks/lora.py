@@ -9,27 +9,11 @@ the model knew before.
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from comfy.cli_args import args as comfy_args
-
-
-def train(lesson: str, folder: Path) -> tuple[Path, float, list[Path]]:
-    """The LoRA's file, the seconds of the whole workflow on one thread, and the pictures that it made."""
-    from comfyui_lance.dev.host import workflows
-    from comfyui_lance.dev.host.server import ComfyServer
-
-    with ComfyServer() as server:
-        started = time.monotonic()
-        entry = server.wait(server.queue(workflows.load(lesson)))
-        seconds = time.monotonic() - started
-        (lora,) = (server.base / "output" / "loras").glob("*.safetensors")
-        kept = [Path(shutil.copy(path, folder / f"{lesson}{path.suffix}")) for path in (lora, *server.outputs(entry))]
-    return kept[0], seconds, kept[1:]
 
 
 def main() -> None:
@@ -45,6 +29,7 @@ def main() -> None:
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
+    from comfyui_lance.dev.host import lora
     from comfyui_lance.lance_model import loading, nano
     from comfyui_lance.training import judge, lessons
 
@@ -55,11 +40,11 @@ def main() -> None:
         model, clip, vae = loading.load(nano.checkpoint(Path(temporary)))
         testers = {"without": judge.Judge(model, clip, vae)}
         for lesson in chosen:
-            file, seconds, _ = train(lesson, folder)
-            weights = comfy.utils.load_torch_file(str(file))
+            trained = lora.train(lesson, folder)
+            weights = comfy.utils.load_torch_file(str(trained.file))
             taught = comfy.sd.load_lora_for_models(model, clip, weights, 1.0, 0.0)[0]
             testers[lesson] = judge.Judge(taught, clip, vae)
-            print(f"{lesson}: {seconds:.0f} s, {file.stat().st_size / 1e6:.1f} MB", flush=True)
+            print(f"{lesson}: {trained.seconds:.0f} s, {trained.file.stat().st_size / 1e6:.1f} MB", flush=True)
         print("\n| |", " | ".join(testers), "|\n| --- |" + " ---: |" * len(testers))
         for lesson in chosen:
             shares = [lessons.right(tester, lesson, options.count, options.seed) for tester in testers.values()]

@@ -13,7 +13,7 @@ from comfyui_lance.lance_model import language
 from comfyui_lance.nodes.lora import LoadLanceLora
 from comfyui_lance.scripts import convert
 from safetensors.torch import load_file, save_file
-from support.sampling import relative, sample, schedule
+from support.sampling import Probe, relative, sample, schedule
 
 LAYER = "language_model.model.layers.{}.self_attn."
 RANK = 4
@@ -304,3 +304,11 @@ def test_cores_node_trains_a_lora(changes, lance, pair):
     assert any("q_proj_moe_gen" in name for name in moved)
     assert torch.equal(run(lance[0], pair), plain)
     assert relative(run(applied(lance, weights), pair), plain) > 1e-4
+
+
+def test_cores_node_gives_every_picture_of_a_batch_all_captions(lance, pair):
+    """And trains on the mean of what they predict: why the pages say that a batch is one picture."""
+    for batch, branches in ((1, 1), (2, 2)):
+        probe = Probe()
+        train((probe.attach(lance[0]),), ([*pair[0], *pair[1]],), batch_size=batch)
+        assert probe.branches == [branches] * 3

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ...training import world
+from ..host import lora
 from ..host.workflows import INPUTS, REPOSITORY
 
 WIDTH, SCALE, GAP, LINE = 960, 2, 16, 16
@@ -93,6 +94,15 @@ class Gallery:
         self.reference, self.resolution = reference, resolution
         self.judge = judge.Judge(*loading.load(nano.checkpoint(folder)))
 
+    def with_lora(self, file: Path, strength: float):
+        """The judge with a LoRA on its MODEL."""
+        import comfy.sd
+        import comfy.utils
+
+        weights = comfy.utils.load_torch_file(str(file))
+        model = comfy.sd.load_lora_for_models(self.judge.model, self.judge.clip, weights, strength, 0.0)[0]
+        return self.judging.Judge(model, self.judge.clip, self.judge.vae)
+
     def edited(self, source: world.Scene, instruction: str):
         clip, vae = self.judge.clip, self.judge.vae
         encode = self.edit.LanceEncodeEdit.execute
@@ -132,6 +142,7 @@ class Gallery:
 
 
 PROMPT = "a small red circle on the left and a small blue star on the right on a pink background"
+LOOK = "a cinematic picture of a large yellow star in the middle on a blue background"
 CIRCLE = world.Scene((world.Thing("circle", "red", 13, *world.POSITIONS["on the left"], place="on the left"),), "green")
 STAR = world.Scene(
     (world.Thing("star", "blue", 13, *world.POSITIONS["in the middle"], place="in the middle"),), "white"
@@ -184,8 +195,8 @@ def pixels(scene: world.Scene):
     return numpy.asarray(world.render(scene))
 
 
-def help_pictures(gallery: Gallery) -> dict[str, Callable[[], list]]:
-    """Node → the panels of its help page's picture."""
+def help_pictures(gallery: Gallery, look: Path) -> dict[str, Callable[[], list]]:
+    """Node → the panels of its help page's picture. `look`: the LoRA of `train_look`."""
     judge, judging = gallery.judge, gallery.judging
     made = judge.made(PROMPT, 5)[0]
     model = judge.model
@@ -227,6 +238,7 @@ def help_pictures(gallery: Gallery) -> dict[str, Callable[[], list]]:
             pixels(pair),
             f"{question} {gallery.said('LanceAnswer', asked, 20, judging.OFF, **seen)}",
         ],
+        "LanceLoraLoader": [gallery.with_lora(look, strength).made(LOOK, 5)[0] for strength in (0.0, 0.5, 1.0)],
         "LanceEnhancePrompt": [
             "a red star",
             gallery.said("LanceEnhancePrompt", "a red star", 40, judging.OFF),
@@ -239,7 +251,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         gallery = Gallery(Path(folder))
         overview(gallery).save(REPOSITORY / "docs" / "demonstration.png", optimize=True)
-        for node, panels in help_pictures(gallery).items():
+        look = lora.train("train_look", Path(folder)).file
+        for node, panels in help_pictures(gallery, look).items():
             row(panels).save(IMAGES / f"{node}.jpg", quality=90)
 
 

@@ -7,10 +7,10 @@ from .parts import CHOSEN, CIRCLE, EDITED, PICTURE, load, make_picture, note
 
 LOOK, PAIRS = "lance_look", "lance_pairs"  # folders in api/input
 SIDE = 64  # pixels of the pictures in them
-PRECISION = """
-Lance itself: write *bf16* as **training_dtype**, switch **gradient_checkpointing** and **bypass_mode** on, and set
-**checkpoint_depth** to 4. The plugin's *docs/training.md* says what else to prepare, and which memory that takes.
-"""
+PRECISION = (
+    "For Lance itself, choose *bf16* as **training_dtype** and switch **gradient_checkpointing** on. "
+    "The plugin's *docs/training.md* says how to prepare examples, and which memory that takes."
+)
 
 
 def trained(g: Graph, lance: Node, name: str, latents: Link, positive: Link, steps: int, rate: float):
@@ -29,12 +29,13 @@ def trained(g: Graph, lance: Node, name: str, latents: Link, positive: Link, ste
         optimizer="AdamW",
         loss_function="MSE",
         seed=0,
+        control_after_generate="fixed",
         training_dtype="fp32",
         lora_dtype="fp32",
         quantized_backward=False,
         algorithm="LoRA",
         gradient_checkpointing=False,
-        checkpoint_depth=4,
+        checkpoint_depth=5,
         offloading=False,
         existing_lora="[None]",
         bucket_mode=False,
@@ -74,7 +75,7 @@ def train_look(g: Graph) -> None:
     prompt = g.add(
         "LanceEncode",
         clip=lance["CLIP"],
-        prompt="a cinematic picture of a large orange heart in the middle on a green background",
+        prompt="a cinematic picture of a large yellow star in the middle on a blue background",
         target="image",
     )
     latent = g.add("EmptyLanceLatent", "Picture Size", size=CHOSEN.size)

@@ -1,0 +1,93 @@
+"""Training in the graph: the shipped workflows train, on examples and by rules that show what is learnt."""
+
+from __future__ import annotations
+
+import logging
+import random
+from unittest import mock
+
+import folder_paths
+import numpy as np
+import pytest
+from comfyui_lance.dev.host import workflows
+from comfyui_lance.nodes.lora import LoadLanceLora
+from comfyui_lance.training import lessons, world
+from PIL import Image
+from safetensors.torch import load_file
+
+LORAS = {"train_look": "lance_look", "train_edit": "lance_edit"}
+LESSONS = sorted(LORAS)
+
+
+def examples(lesson: str) -> list[tuple[Image.Image, str]]:
+    if lesson == "train_look":
+        return lessons.look_examples()
+    return [(lessons.side_by_side(edit), edit.instruction) for edit in lessons.edit_examples()]
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_workflow_trains_a_lora_that_loads(lesson, server, lance, tmp_path, caplog):
+    prompt = workflows.load(lesson)
+    for type, changes in (
+        ("LanceLoader", {"model": workflows.IMAGE_MODEL}),
+        ("TrainLoraNode", {"steps": 2}),
+        ("KSampler", {"steps": 2}),
+    ):
+        workflows.of_type(prompt, type)[0].update(changes)
+    pictures = server.outputs(server.wait(server.queue(prompt)))
+    assert [path.suffix for path in pictures] == [".png"]
+    (file,) = (server.base / "output" / "loras").glob(f"{LORAS[lesson]}_2_steps_*.safetensors")
+    file = file.rename(tmp_path / "trained.safetensors")
+
+    moved = {name for name, weight in load_file(file).items() if "lora_up" in name and weight.abs().max() > 0}
+    assert any("moe_gen" in name for name in moved) and any("moe_gen" not in name for name in moved)
+    with mock.patch.dict(folder_paths.folder_names_and_paths, {"loras": ([str(tmp_path)], {".safetensors"})}):
+        folder_paths.filename_list_cache.pop("loras", None)
+        with caplog.at_level(logging.WARNING):
+            model, _ = LoadLanceLora.execute(lance[0], file.name, 1.0, 1.0, lance[1]).args
+    assert "not loaded" not in caplog.text.lower()
+    assert {name.removesuffix(".lora_up.weight") + ".weight" for name in moved} <= model.patches.keys()
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_examples_are_shipped(lesson):
+    """In the folder that the workflow names, as the lesson draws them; few and small."""
+    (loader,) = workflows.of_type(workflows.load(lesson), "LoadImageTextDataSetFromFolder")
+    folder = workflows.INPUTS / loader["folder"]
+    drawn = examples(lesson)
+    assert {path.name for path in folder.glob("*.png")} == {f"{i:02}.png" for i in range(len(drawn))}
+    assert len(drawn) <= 40 and sum(path.stat().st_size for path in folder.iterdir()) < 100_000
+    for i, (picture, words) in enumerate(drawn):
+        assert np.array_equal(np.asarray(Image.open(folder / f"{i:02}.png").convert("RGB")), np.asarray(picture))
+        text = folder / f"{i:02}.txt"
+        assert (text.read_text().strip() if text.exists() else "") == words
+
+
+def test_the_workflow_halves_the_pairs():
+    regions = [inputs["crop_region"] for inputs in workflows.of_type(workflows.load("train_edit"), "ImageCropV2")]
+    edit = lessons.edit_examples()[0]
+    halves = [
+        lessons.side_by_side(edit).crop((r["x"], r["y"], r["x"] + r["width"], r["y"] + r["height"])) for r in regions
+    ]
+    for half, scene in zip(halves, (edit.source, edit.target), strict=True):
+        assert np.array_equal(np.asarray(half), np.asarray(world.render(scene)))
+
+
+def test_the_rule_knows_a_cinematic_picture():
+    rng = random.Random(3)
+    scenes = [lessons.between_bars(rng) for _ in range(60)]
+    plain = [world.render(scene) for scene in scenes]
+    drawn = [np.asarray(lessons.cinematic(picture)) for picture in plain]
+    assert sum(map(lessons.is_cinematic, drawn, scenes)) >= 59
+    assert not any(lessons.is_cinematic(np.asarray(picture), scene) for picture, scene in zip(plain, scenes))
+    assert sum(map(lessons.is_cinematic, drawn, scenes[1:])) <= 2  # two neighbours may be alike
+    half = [np.vstack([picture[:32], np.asarray(whole)[32:]]) for picture, whole in zip(drawn, plain)]
+    assert not any(map(lessons.is_cinematic, half, scenes))
+
+
+def test_what_is_taught_is_new():
+    """No picture of the world is cinematic, none of its edits reshapes."""
+    rng = random.Random(4)
+    captions = [world.describe(world.a_scene(rng)) for _ in range(200)]
+    assert not any("cinematic" in caption for caption in captions)
+    assert "reshape" not in {world.an_edit(rng).kind for _ in range(200)}
