@@ -32,7 +32,7 @@ SIZES = {
     "LanceEnhancePrompt": (380, 240),
     "KSampler": (300, 480),
     "MakeTrainingDataset": (300, 140),
-    "TrainLoraNode": (320, 560),
+    "TrainLoraNode": (320, 590),
     "SaveLoRA": (300, 140),
     "LossGraphNode": (300, 340),
     "LoraModelLoader": (300, 160),

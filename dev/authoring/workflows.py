@@ -33,18 +33,31 @@ from .parts import MASK
 
 WORKFLOWS = (*pictures.WORKFLOWS, *clips.WORKFLOWS, *text.WORKFLOWS, *learning.WORKFLOWS)
 MEDIA = {".png", ".mp4"}
-MOST = 4  # pictures of a folder on a card
+FEW, MOST = 2, 3  # pictures on a card: of a large folder, and of all that a workflow looks at
+
+
+def looked_at(prompt: shipped.Prompt) -> list[Image.Image]:
+    """What a workflow loads; of a large folder a few."""
+    values = {str(value) for node in prompt.values() for value in node["inputs"].values()}
+    media = [path for path in sorted(shipped.INPUTS.rglob("*.[!t]*")) if {path.name, path.parent.name} & values]
+    few = media[:: max(1, len(media) // FEW)]
+    return [part for path in few if path.name != MASK for picture in frames(path) for part in parts(picture)][:MOST]
+
+
+def parts(picture: Image.Image) -> list[Image.Image]:
+    """Both of two squares that stand side by side in one picture."""
+    side = picture.height
+    squares = range(0, picture.width, side) if picture.width == 2 * side else ()
+    return [picture.crop((x, 0, x + side, side)) for x in squares] or [picture]
 
 
 def preview(server: ComfyServer, name: str) -> dict[str, Image.Image]:
     """Template → a card with what the workflow looks at and what it makes."""
     prompt = shipped.load(name)
-    values = {str(value) for node in prompt.values() for value in node["inputs"].values()}
-    given = [path for path in sorted(shipped.INPUTS.rglob("*.[!t]*")) if {path.name, path.parent.name} & values]
+    given = looked_at(prompt)
     entry = server.wait(server.queue(prompt))
     made = [path for path in server.outputs(entry) if path.suffix in MEDIA]
-    shown = [picture for path in given[:MOST] if path.name != MASK for picture in frames(path)]
-    shown += [picture for path in made for picture in frames(path)[-1 if given else 0 :]]
+    shown = given + [picture for path in made for picture in frames(path)[-1 if given else 0 :]]
     title, made_by = shipped.TITLES[name].capitalize(), "Lance · by its demonstration model"
     cards = {shipped.template(name): title_card(title, made_by, shown)}
     if name in shipped.APPS:
