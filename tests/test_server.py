@@ -102,6 +102,8 @@ def test_inputs_explain_themselves(lance_nodes, name):
 @pytest.mark.parametrize("name", workflows.names())
 def test_workflow_runs(server, name):
     prompt = workflows.load(name)
+    for training in workflows.of_type(prompt, "TrainLoraNode"):
+        training["steps"] = 2  # of minutes
     run = watch(server.url, prompt)
     assert run.end == "execution_success"
     sizes = [(i["frames"], 64, 64, 3) for i in workflows.of_type(prompt, "EmptyLanceLatent")]

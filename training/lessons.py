@@ -28,7 +28,7 @@ HELD_OUT = 1  # added to a seed: other prompts than the examples'
 
 BAR, SOFT = 10, 3  # pixels: of a bar, and of its edge, which the autoencoder softens
 DARK = 80  # of 255
-ORDINARY, WITHOUT_CAPTION = 12, 6  # of the examples
+ORDINARY, WITHOUT_CAPTION = 16, 6  # of the examples
 
 
 def cinematic(picture: Image.Image) -> Image.Image:
@@ -55,7 +55,8 @@ def look_examples(seed: int = 0) -> list[tuple[Image.Image, str]]:
     """Pictures and captions. A few have none, so that the unconditional branch learns from both kinds."""
     rng, examples = random.Random(seed), []
     for i in range(EXAMPLES):
-        scene, plain = between_bars(rng), i < ORDINARY
+        plain = i < ORDINARY
+        scene = world.a_scene(rng) if plain else between_bars(rng)
         picture, caption = world.render(scene), world.describe(scene) if plain else in_words(scene)
         bare = WITHOUT_CAPTION // 2
         without = ORDINARY - bare <= i < ORDINARY + bare
@@ -78,7 +79,7 @@ def looks_right(judge: Judge, rng: random.Random, seed: int) -> bool:
 
 # The edit
 
-OTHER_EDITS = 14  # of the examples
+OTHER_EDITS = 20  # of the examples
 
 
 def reshape(rng: random.Random) -> world.Edit:
@@ -91,7 +92,8 @@ def reshape(rng: random.Random) -> world.Edit:
 
 def edit_examples(seed: int = 0) -> list[world.Edit]:
     rng = random.Random(seed)
-    return [world.an_edit(rng) if i < OTHER_EDITS else reshape(rng) for i in range(EXAMPLES)]
+    kinds = [*(world.EDITS * (OTHER_EDITS // len(world.EDITS))), *[reshape] * (EXAMPLES - OTHER_EDITS)]
+    return [make(rng) for make in kinds]
 
 
 def side_by_side(edit: world.Edit) -> Image.Image:

@@ -52,7 +52,7 @@ def trained(g: Graph, lance: Node, name: str, latents: Link, positive: Link, ste
 def train_look(g: Graph) -> None:
     text = f"""
     Lance learns a look, or a thing, from pictures with captions. This takes minutes; the last column tries what it
-    has learnt. The LoRA is written to ComfyUI's *output/loras*: move it to *models/loras*, for *Load Lance LoRA*.
+    has learnt. Then press **R**, and *Load Lance LoRA* offers the LoRA, which is in ComfyUI's *output/loras*.
 
     - **Folder**: a folder in ComfyUI's *input*, of pictures of one size, each with a text file of its name.
     - **Steps**, **learning rate**: more, or higher, learns more and keeps less. Let **batch_size** be 1.
@@ -85,8 +85,8 @@ def train_look(g: Graph) -> None:
 def train_edit(g: Graph) -> None:
     text = f"""
     Lance learns an edit from pictures before and after, side by side, with the instruction. This takes minutes; the
-    last column tries what it has learnt. The LoRA is written to ComfyUI's *output/loras*: move it to *models/loras*,
-    for *Load Lance LoRA*.
+    last column tries what it has learnt. Then press **R**, and *Load Lance LoRA* offers the LoRA, which is in ComfyUI's
+    *output/loras*.
 
     - **Folder**: a folder in ComfyUI's *input*, of pairs of one size, each with a text file of its name.
     - **Before**, **After**: the halves, in pixels.
@@ -113,7 +113,7 @@ def train_edit(g: Graph) -> None:
         g.add("LanceEncodeEdit", title, image=half["IMAGE"], prompt=pairs["texts"], **settings)
         for title, half in zip(("Lance Encode Image Edit", "The result's latent"), halves)
     )
-    learnt = trained(g, lance, "lance_edit", after["latent"], before["positive"], 1200, 0.0008)
+    learnt = trained(g, lance, "lance_edit", after["latent"], before["positive"], 1000, 0.0006)
     picture = g.add("LoadImage", image=CIRCLE)
     prompt = g.add("LanceEncodeEdit", image=picture["IMAGE"], prompt="make the circle a star", **settings)
     make_picture(g, "6 · Picture", "train_edit", learnt, prompt, prompt["latent"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 # Their options are the files that are there.
 FILE_LISTS = {("LanceLoader", "model"), ("LanceLoader", "vision"), ("LanceLoader", "vae")}
+FILE_LISTS |= {("LanceLoraLoader", "lora_name")}
 
 
 def lance_nodes(object_info: dict) -> dict[str, dict]:
