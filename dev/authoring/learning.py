@@ -113,7 +113,7 @@ def train_edit(g: Graph) -> None:
         g.add("LanceEncodeEdit", title, image=half["IMAGE"], prompt=pairs["texts"], **settings)
         for title, half in zip(("Lance Encode Image Edit", "The result's latent"), halves)
     )
-    learnt = trained(g, lance, "lance_edit", after["latent"], before["positive"], 1000, 0.0006)
+    learnt = trained(g, lance, "lance_edit", after["latent"], before["positive"], 1300, 0.0008)
     picture = g.add("LoadImage", image=CIRCLE)
     prompt = g.add("LanceEncodeEdit", image=picture["IMAGE"], prompt="make the circle a star", **settings)
     make_picture(g, "6 · Picture", "train_edit", learnt, prompt, prompt["latent"])
