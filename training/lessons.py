@@ -28,7 +28,7 @@ HELD_OUT = 1  # added to a seed: other prompts than the examples'
 
 BAR, SOFT = 10, 3  # pixels: of a bar, and of its edge, which the autoencoder softens
 DARK = 80  # of 255
-ORDINARY, WITHOUT_CAPTION = 16, 6  # of the examples
+ORDINARY, WITHOUT_CAPTION = 12, 6  # of the examples
 
 
 def cinematic(picture: Image.Image) -> Image.Image:
@@ -55,8 +55,7 @@ def look_examples(seed: int = 0) -> list[tuple[Image.Image, str]]:
     """Pictures and captions. A few have none, so that the unconditional branch learns from both kinds."""
     rng, examples = random.Random(seed), []
     for i in range(EXAMPLES):
-        plain = i < ORDINARY
-        scene = world.a_scene(rng) if plain else between_bars(rng)
+        scene, plain = between_bars(rng), i < ORDINARY
         picture, caption = world.render(scene), world.describe(scene) if plain else in_words(scene)
         bare = WITHOUT_CAPTION // 2
         without = ORDINARY - bare <= i < ORDINARY + bare
@@ -79,7 +78,7 @@ def looks_right(judge: Judge, rng: random.Random, seed: int) -> bool:
 
 # The edit
 
-OTHER_EDITS = 20  # of the examples
+OTHER_EDITS = 15  # of the examples
 
 
 def reshape(rng: random.Random) -> world.Edit:
