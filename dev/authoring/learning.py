@@ -78,7 +78,7 @@ def train_look(g: Graph) -> None:
         prompt="a cinematic picture of a large yellow star in the middle on a blue background",
         target="image",
     )
-    latent = g.add("EmptyLanceLatent", "Picture Size", size=CHOSEN.size)
+    latent = g.add("EmptyLanceLatent", "Picture Size", size=CHOSEN.picture_size)
     make_picture(g, "6 · Picture", "train_look", learnt, prompt, latent["LATENT"])
 
 
