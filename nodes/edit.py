@@ -120,7 +120,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
                     "max_seconds",
                     default=media.MAX_SECONDS,
                     min=0.5,
-                    max=60.0,
+                    max=600.0,
                     step=0.5,
                     advanced=True,
                     tooltip="A longer clip is sampled more sparsely, as if it were this long. Memory grows with it.",

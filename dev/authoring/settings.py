@@ -9,6 +9,7 @@ SETTINGS = (
     ("LoadImage", "image"),
     ("LoadImageMask", "image"),
     ("LoadVideo", "file"),
+    ("LoadAudio", "audio"),
     ("LoadImageDataSetFromFolder", "folder"),
     ("LanceEncode", "prompt"),
     ("LanceEncodeEdit", "prompt"),
