@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--strips", type=Path, metavar="FILE", help="also draw the first clip that each way made")
     options = parser.parse_args()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
+    torch.set_num_threads(1)  # products are small; a shared machine's threads wait for each other
     import ways
 
     ways.run(options)

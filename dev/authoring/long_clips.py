@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..host.workflows import VIDEO_MODEL
 from .graph import Graph, Link, Node
-from .parts import CHOSEN, CIRCLE, LONG, decoded, load, make_clip, note, sampled
+from .parts import CHOSEN, CIRCLE, LONG, decoded, load, note, sampled, save_clip
 
 GIVEN = 5  # frames of a clip that its continuation begins with
 ALL = 4096  # frames; those that there are
+WHOLE, PIECES = 1024, {"overlap": 64, "temporal_size": 64, "temporal_overlap": 8}  # pixels and frames
 
 
-def windows(g: Graph, lance: Node) -> Link:
-    """The MODEL in windows that stand still, so that each reads its part of a source once."""
-    node = g.add(
+def make_long_clip(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link, **clip: Any) -> None:
+    """From the prompt to the clip, in windows that stand still, so that each reads its part of a source once. Decoded
+    piece by piece, so that a card never holds all frames."""
+    windows = g.add(
         "WanContextWindowsManual",
         "Context Windows",
         model=lance["MODEL"],
@@ -21,7 +25,11 @@ def windows(g: Graph, lance: Node) -> Link:
         context_schedule="standard_static",
         freenoise=False,
     )
-    return node["MODEL"]
+    g.beside()
+    samples = sampled(g, lance, prompt, latent, windows["MODEL"])
+    g.column(title)
+    images = g.add("VAEDecodeTiled", samples=samples, vae=lance["VAE"], tile_size=WHOLE, **PIECES)
+    save_clip(g, name, images["IMAGE"], **clip)
 
 
 def long_text_to_video(g: Graph) -> None:
@@ -35,14 +43,13 @@ def long_text_to_video(g: Graph) -> None:
     """
     sizes = ", *video 480p 848x480* as the size and 241 frames, and windows of 61 with an overlap of 12"
     note(g, "Long text to video", text, sizes, VIDEO_MODEL)
-    g.box("1 · Model, size, windows")
+    g.box("1 · Model and size")
     lance = load(g, clips=True)
     latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.long)
-    model = windows(g, lance)
     g.column("2 · Prompt")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt="a yellow star turns on a blue background", target="video")
-    g.box("3 · Sampling")
-    make_clip(g, "4 · Clip", "long_text_to_video", lance, prompt, latent["LATENT"], model)
+    g.box("3 · Windows and sampling")
+    make_long_clip(g, "4 · Clip", "long_text_to_video", lance, prompt, latent["LATENT"])
 
 
 def long_video_edit(g: Graph) -> None:
@@ -59,9 +66,7 @@ def long_video_edit(g: Graph) -> None:
     g.box("1 · Model and clip")
     lance = load(g, clips=True)
     video = g.add("LoadVideo", file=LONG)
-    g.beside()
     sound = g.add("LoadAudio", "Sound of the Same Clip", audio=LONG)
-    model = windows(g, lance)
     g.column("2 · Instruction")
     edit = g.add(
         "LanceEncodeVideoEdit",
@@ -72,9 +77,9 @@ def long_video_edit(g: Graph) -> None:
         resolution=CHOSEN.resolution,
         max_seconds=600.0,
     )
-    g.box("3 · Sampling")
+    g.box("3 · Windows and sampling")
     clip = {"fps": edit["fps"], "audio": sound["AUDIO"]}
-    make_clip(g, "4 · Clip", "long_video_edit", lance, edit, edit["latent"], model, **clip)
+    make_long_clip(g, "4 · Clip", "long_video_edit", lance, edit, edit["latent"], **clip)
 
 
 def continued_clip(g: Graph) -> None:
@@ -99,8 +104,7 @@ def continued_clip(g: Graph) -> None:
         pieces.append(new["IMAGE"])
     g.column("5 · Clip")
     joined = g.add("BatchImagesNode", **{f"images.image{i}": frames for i, frames in enumerate(pieces)})
-    video = g.add("CreateVideo", images=joined["IMAGE"], fps=12.0)
-    g.add("SaveVideo", video=video["VIDEO"], filename_prefix="lance/continued_clip")
+    save_clip(g, "continued_clip", joined["IMAGE"])
 
 
 def piece(g: Graph, lance: Node, start: Link, prompt: str) -> Link:

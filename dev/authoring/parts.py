@@ -136,11 +136,13 @@ def make_picture(g: Graph, title: str, name: str, lance: Node, prompt: Node, lat
     g.add("SaveImage", images=decoded(g, lance, samples), filename_prefix=f"lance/{name}")
 
 
-def make_clip(
-    g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link, model: Link | None = None, **clip: Any
-) -> None:
+def make_clip(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link, **clip: Any) -> None:
     """From the prompt to the clip, which stands in a column of its own. `clip`: inputs of Create Video."""
-    samples = sampled(g, lance, prompt, latent, model)
+    samples = sampled(g, lance, prompt, latent)
     g.column(title)
-    video = g.add("CreateVideo", images=decoded(g, lance, samples), **{"fps": 12.0, **clip})
+    save_clip(g, name, decoded(g, lance, samples), **clip)
+
+
+def save_clip(g: Graph, name: str, images: Link, **clip: Any) -> None:
+    video = g.add("CreateVideo", images=images, **{"fps": 12.0, **clip})
     g.add("SaveVideo", video=video["VIDEO"], filename_prefix=f"lance/{name}")
