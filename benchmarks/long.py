@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--ways", default="", help="those with one of these words, by commas")
-    parser.add_argument("--strips", type=Path, metavar="FILE", help="also draw the first clip that each way made")
+    parser.add_argument("--strips", type=Path, metavar="FILE", help="also draw the first long clip that each way made")
     options = parser.parse_args()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
     torch.set_num_threads(1)  # products are small; a shared machine's threads wait for each other

@@ -70,7 +70,9 @@ class Bench:
                 frames = make(source, prompt, 1000 * options.seed + i)
                 seconds = time.monotonic() - started
                 tally.add(*self._judged(frames, wanted, edited), seconds)
-                if i == 0:
+                if i == 0 and long:
+                    if edited and "source" not in dict(strips):
+                        strips.append(("source", (source * 255).byte().numpy()))
                     strips.append((name, frames))
             print(tally.row(name), flush=True)
         if options.strips:
@@ -166,13 +168,13 @@ class Bench:
 
 
 def _draw(strips: list[tuple[str, numpy.ndarray]]) -> Image.Image:
-    """A row of frames for each clip, its name above."""
-    side, line = strips[0][1].shape[1], 14
-    sheet = Image.new("RGB", (max(len(frames) for _, frames in strips) * side, len(strips) * (side + line)), "white")
+    """A row of every second frame for each clip, its name above."""
+    side, line = world.SIDE, 14
+    sheet = Image.new("RGB", ((LONG + 1) // 2 * side, len(strips) * (side + line)), "white")
     for row, (name, frames) in enumerate(strips):
         top = row * (side + line)
         ImageDraw.Draw(sheet).text((4, top + 1), name, fill="black")
-        for i, frame in enumerate(frames):
+        for i, frame in enumerate(frames[::2]):
             sheet.paste(Image.fromarray(frame), (i * side, top + line))
     return sheet
 
