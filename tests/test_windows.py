@@ -18,6 +18,7 @@ from comfyui_lance.lance_model.diffusion import Lance
 from comfyui_lance.lance_model.resolution import PRESETS
 from comfyui_lance.lance_model.sequence import Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
+from comfyui_lance.nodes.guidance import LanceGuidance
 from support.sampling import PROMPT, ksample, relative, sample, schedule
 
 LATENTS = 7  # of 25 frames
@@ -226,3 +227,14 @@ def test_memory_is_that_of_a_window(lance, video_edit):
     shapes = {"sequences": [model.extra_conds_shapes(**video_edit[0][0][1])["sequences"]]}
     plain, part = (model.memory_required([1, 48, frames, 4, 6], shapes) for frames in (LATENTS, 3))
     assert 2 * part < plain
+
+
+def test_guidance_by_pictures_goes_window_by_window(lance, video_edit, seen):
+    model = LanceGuidance.execute(windows(lance[0]), 0.0, 1.0, "none", image_guidance=2.0)[0]
+    out = ksample(model, NOISE, video_edit, 1)
+    assert out.isfinite().all()
+    sources = [
+        [segment.grid[0] for s in passes for segment in s.segments if segment.label == Label.SOURCE] for passes in seen
+    ]
+    assert sum(map(len, sources)) == 2 * 3 and {frames for its in sources for frames in its} == {3, 4}
+    assert sum(not its for its in sources) == 3  # the branch without the source
