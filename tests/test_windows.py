@@ -236,5 +236,5 @@ def test_guidance_by_pictures_goes_window_by_window(lance, video_edit, seen):
     sources = [
         [segment.grid[0] for s in passes for segment in s.segments if segment.label == Label.SOURCE] for passes in seen
     ]
-    assert sum(map(len, sources)) == 2 * 3 and {frames for its in sources for frames in its} == {3, 4}
+    assert {frames for its in sources for frames in its} == {3, 4}
     assert sum(not its for its in sources) == 3  # the branch without the source
