@@ -45,7 +45,7 @@ def long_text_to_video(g: Graph) -> None:
     note(g, "Long text to video", text, sizes, VIDEO_MODEL)
     g.box("1 · Model and size")
     lance = load(g, clips=True)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.size, frames=CHOSEN.long)
+    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.clip_size, frames=CHOSEN.long)
     g.column("2 · Prompt")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt="a yellow star turns on a blue background", target="video")
     g.box("3 · Windows and sampling")

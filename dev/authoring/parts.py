@@ -56,6 +56,9 @@ AUTOMATIC = Choices(
     clip_size="automatic clip",
     resolution="automatic",
     frames=1,  # as many as the model is at its best with
+    long=241,  # these are for Lance itself
+    window=61,
+    overlap=12,
     model_note=f"""
     *automatic* is [Lance]({REPOSITORY}) if you have it, else a tiny **demonstration model** that knows coloured shapes.
     To get Lance, choose a *download* in *Load Lance*.
