@@ -104,6 +104,8 @@ class Lance(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs) -> dict:
         noise = kwargs["noise"]
         self._check_latent(tuple(noise.shape))
+        if self.current_patcher is not None:
+            windows.check_batch(self.current_patcher.model_options.get("context_handler"), noise.shape)
         together = kwargs.get(patches.TOGETHER, False) or noise[:, :1].numel() <= ONE_PASS
         out = {"sequences": Branches((self._sequence(kwargs),), together)}
         mask = kwargs.get("denoise_mask")

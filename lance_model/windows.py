@@ -21,6 +21,15 @@ RETAINED_APART = (
     "frames in cond_retain_index_list and latent_retain_index_list (LTXV Context Windows does), or none at all."
 )
 
+ONE_CLIP = "Context windows make one clip at a time. Set batch_size to 1 and run several times, each with its own seed."
+
+
+def check_batch(handler, shape: torch.Size) -> None:
+    """ValueError for a batch of clips in windows: ComfyUI cuts the noise levels of a batch as if they were frames."""
+    if handler is not None and 0 < handler.dim < len(shape) and shape[0] > 1:
+        if shape[handler.dim] > handler.context_length:
+            raise ValueError(ONE_CLIP)
+
 
 def is_edit(sequence: Sequence) -> bool:
     return any(segment.label == Label.SOURCE for segment in sequence.segments)

@@ -217,6 +217,13 @@ def test_windows_of_an_edit_along_its_height_are_said(lance, video_edit):
         ksample(windows(lance[0], dim=3), NOISE, video_edit, 1)
 
 
+def test_a_batch_of_clips_in_windows_is_said(lance):
+    pair = language.encode_pair(lance[1], PROMPT, target="video")
+    ksample(windows(lance[0]), NOISE[:, :, :3].repeat(2, 1, 1, 1, 1), pair, 1)  # short enough to need none
+    with pytest.raises(ValueError, match="one clip at a time. Set batch_size to 1"):
+        ksample(windows(lance[0]), NOISE.repeat(2, 1, 1, 1, 1), pair, 1)
+
+
 def test_an_edit_of_another_length_than_its_source_is_said(lance, video_edit):
     with pytest.raises(ValueError, match="as large as its source"):
         ksample(windows(lance[0]), NOISE[:, :, :5], video_edit, 1)
