@@ -127,8 +127,8 @@ def test_an_edit_pasted_back_leaves_the_rest_of_a_large_picture(server, name):
         Image.fromarray(array).save(server.base / "input" / file)
     prompt = workflows.load(name)
     prompt[find(prompt, "LoadImage")]["inputs"]["image"] = "large.png"
-    for inputs in workflows.of_type(prompt, "LoadImageMask"):
-        inputs["image"] = "large_mask.png"
+    for loader in workflows.of_type(prompt, "LoadImageMask"):
+        loader["image"] = "large_mask.png"
     ((decoded, _),) = saved_frames(server, watch(server.url, prompt))
     edit, decode = find(prompt, "LanceEncodeEdit"), find(prompt, "VAEDecode")
     pasted = {"edited": [decode, 0], "latent": [edit, 2], "feather": 2.0}
