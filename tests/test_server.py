@@ -32,6 +32,7 @@ NODES = {
     "LanceGuidance",
     "LanceImageToVideo",
     "LanceLoader",
+    "LanceLoraLoader",
     "LancePasteEdit",
     "LanceScheduler",
 }
