@@ -32,7 +32,7 @@ def _encode(
     source = media.preprocess(frames, rule, Label.SOURCE, vae)
     system = system_prompt.strip() or tasks.EDIT[modality]
     positive, negative = language.encode_pair(clip, prompt, negative_prompt, [source], system=system)
-    fit = RESOLUTIONS[resolution].fit(frames.shape[2], frames.shape[1])
+    fit = rule.fit(frames.shape[2], frames.shape[1])
     latent = {"samples": source.latent, placement.KEY: placement.Placement(again, fit, mask)}
     if mask is not None:
         latent["noise_mask"] = masks.on_latent(mask, frames, rule)
