@@ -20,7 +20,6 @@ RETAINED_APART = (
     "Each context window would see a given frame, or the source's, beside the latent of another time. Retain the same "
     "frames in cond_retain_index_list and latent_retain_index_list (LTXV Context Windows does), or none at all."
 )
-
 ONE_CLIP = "Context windows make one clip at a time. Set batch_size to 1 and run several times, each with its own seed."
 
 

@@ -1,4 +1,5 @@
-"""The nodes. One feature a file, listed in FEATURES; each exports NODES. `choice` and `samples` serve them."""
+"""The nodes. One feature a file, listed in FEATURES; each exports NODES. `choice`, `progress`, `resolution` and
+`samples` serve them."""
 
 import os
 from pathlib import Path
