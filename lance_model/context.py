@@ -40,23 +40,36 @@ class ContextStore:
     def __init__(self):
         self._contexts: dict[tuple, Context] = {}
         self._targets: dict[tuple, object] = {}
+        self._steps: tuple[object, object] = (None, None)  # the last and the current one
         self.waiting = Waiting()
 
     def context(
-        self, sequence: Sequence, variant: tuple, step: object, compute: Callable[[int, list[KeyValues]], KeyValues]
+        self,
+        sequence: Sequence,
+        variant: tuple,
+        step: object,
+        compute: Callable[[int, list[KeyValues]], KeyValues],
+        room: Callable[[], bool],
     ) -> list[KeyValues]:
-        """The sequence's keys and values; `compute(first, past)` makes those from segment `first` on.
+        """The sequence's keys and values; `compute(first, past)` makes those from segment `first` on. Those of a
+        context window are made again each time if there is no `room` for them.
 
         `variant` names all else that they depend on: the model, the device, and the weights where hooks change them.
         `step` is an object of the current step's own: keys and values of a variant that it does not use any more, as
-        a scheduled LoRA has moved on, are dropped when its successor's are made.
+        a scheduled LoRA has moved on, are dropped when its successor's are made. So are those of context windows that
+        moved on, which neither this step nor the last one used.
         """
+        if step is not self._steps[1]:
+            self._steps = self._steps[1], step
         context = self._contexts.get((sequence, variant))
         if context is None:
             known = list(self._contexts.items())  # a copy, as other devices' threads may add to it
             for key, other in known:
-                if key[0] is sequence and other.step is not step:
+                gone = key[0] is sequence and other.step is not step
+                moved = key[0].whole is not None and all(other.step is not its for its in self._steps)
+                if gone or moved:
                     self._contexts.pop(key, None)
+            keep = sequence.whole is None or room()
             alike = next((c for (other, v), c in known if v == variant and sequence.same_prefix(other)), None)
             if alike is None:
                 prefix = sum(len(s) for s in sequence.segments[: sequence.prefix])
@@ -64,7 +77,8 @@ class ContextStore:
             else:
                 past = alike.prefix_pieces()
                 context = Context([*past, compute(sequence.prefix if past else 0, past)], alike.prefix)
-            self._contexts[(sequence, variant)] = context
+            if keep:
+                self._contexts[(sequence, variant)] = context
         context.step = step
         return context.pieces
 

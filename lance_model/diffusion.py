@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from weakref import WeakValueDictionary
 
 import comfy.conds
 import comfy.latent_formats
@@ -12,7 +13,7 @@ import comfy.model_management
 import comfy.supported_models_base
 import torch
 
-from . import partners, patches
+from . import partners, patches, windows
 from .compiling import in_parts
 from .context import STORE, ContextStore
 from .layer import PER_BRANCH
@@ -51,6 +52,7 @@ class Branches(comfy.conds.CONDRegular):
     def __init__(self, cond: tuple[Sequence, ...], together: bool):
         super().__init__(cond)
         self.together = together
+        self._windows = WeakValueDictionary()  # by the latent frames that each sees
 
     def _copy_with(self, cond: tuple[Sequence, ...]) -> Branches:
         return Branches(cond, self.together)
@@ -63,6 +65,12 @@ class Branches(comfy.conds.CONDRegular):
 
     def can_concat(self, other: Branches) -> bool:
         return self.together and other.together
+
+    def window(self, frames: list[int]) -> Branches:
+        """Of one branch, for these latent frames of its target; the same sequence as long as its context is kept."""
+        sequence = self._windows.get(tuple(frames)) or windows.cut(self.cond[0], frames)
+        self._windows[tuple(frames)] = sequence
+        return self._copy_with((sequence,))
 
     def concat(self, others: list[Branches]) -> tuple[Sequence, ...]:
         return sum((other.cond for other in others), self.cond)
@@ -77,8 +85,14 @@ def _turned(batch: torch.Tensor, branches: int) -> torch.Tensor:
     return torch.cat(batch.chunk(branches)[::-1])
 
 
+def _context_tokens(sequence: Sequence) -> int:
+    return sum(len(s) for s in sequence.context)
+
+
 def _context_shape(sequence: Sequence) -> list[int]:
-    return [1, 1, sum(len(s) for s in sequence.context)]
+    """1, latent frames of an edit's source, else 1, and context tokens for each."""
+    frames = max((s.grid[0] for s in sequence.segments if s.label == Label.SOURCE), default=1)
+    return [1, frames, math.ceil(_context_tokens(sequence) / frames)]
 
 
 class Lance(comfy.model_base.BaseModel):
@@ -90,6 +104,8 @@ class Lance(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs) -> dict:
         noise = kwargs["noise"]
         self._check_latent(tuple(noise.shape))
+        if self.current_patcher is not None:
+            windows.check_batch(self.current_patcher.model_options.get("context_handler"), noise.shape)
         together = kwargs.get(patches.TOGETHER, False) or noise[:, :1].numel() <= ONE_PASS
         out = {"sequences": Branches((self._sequence(kwargs),), together)}
         mask = kwargs.get("denoise_mask")
@@ -131,6 +147,20 @@ class Lance(comfy.model_base.BaseModel):
         partners.check_width(embeddings.shape[-1], self.diffusion_model.hidden)
         return sequence
 
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=[]):
+        edit = cond_key == "sequences" and windows.is_edit(cond_value.cond[0])
+        if not (edit or cond_key == "denoise_mask") or window.dim == 0:  # parts of a batch see all that it is told
+            return None
+        if edit and window.dim != windows.TIME:
+            raise ValueError(windows.NOT_IN_TIME)
+        handler = self.current_patcher.model_options["context_handler"]
+        if retain_index_list != handler.latent_retain_index_list:
+            raise ValueError(windows.RETAINED_APART)
+        if not edit:
+            return None
+        self._check_source(cond_value.cond[0], tuple(x_in.shape[2:]))
+        return cond_value.window(windows.shown(window, x_in.shape[windows.TIME], retain_index_list))
+
     def process_timestep(self, timestep, denoise_mask=None, **kwargs):
         """τ in [0, 1]: one per sample, or one per token where a mask keeps some places clean (τ = 0)."""
         tau = timestep / getattr(self.model_sampling, "multiplier", 1.0)
@@ -154,15 +184,9 @@ class Lance(comfy.model_base.BaseModel):
                 f"Lance was asked for {batch} latents with {len(sequences)} prompts, because a node that wraps the "
                 "MODEL has split the batch. Take that node out, or set CFG to 1."
             )
-        edits = any(s.label == Label.SOURCE for sequence in sequences for s in sequence.segments)
         window = transformer_options.get("context_window")
         if window is not None and window.dim == 1:
-            raise ValueError("Context windows cannot go along a latent's channels. Set dim to 2, its frames.")
-        if edits and window is not None:
-            raise ValueError(
-                "Context windows do not work on edits, which see their source whole. Take the node out, and edit "
-                "a long clip in parts."
-            )
+            raise ValueError(windows.ELSEWHERE)
         patches.check(transformer_options, len(self.diffusion_model.layers))
 
     def _apply_model(
@@ -184,10 +208,13 @@ class Lance(comfy.model_base.BaseModel):
         past, variant = [], (self, device, *self._hook_strengths())
         for sequence in sequences:
             compute = partial(self._context, store, sequence, x, dtype, transformer_options)
-            past.append(store.context(sequence, variant, transformer_options.get("sigmas"), compute))
+            room = partial(self._finds_room, sequence, x)
+            past.append(store.context(sequence, variant, transformer_options.get("sigmas"), compute, room))
         share = len(x) // n
+        # Windows of one length place their targets alike.
+        wholes = tuple(sequence.whole or sequence for sequence in sequences)
         brackets, frequencies, tables = store.target(
-            (self, sequences, share, grid, device), lambda: self._targets(sequences, share, grid, device, dtype)
+            (self, wholes, share, grid, device), lambda: self._targets(sequences, share, grid, device, dtype)
         )
         with in_parts(self) as compiled:
             return super()._apply_model(
@@ -218,6 +245,8 @@ class Lance(comfy.model_base.BaseModel):
     ) -> KeyValues:
         """Keys and values of the context's segments from `first` on, for passes over latents like x."""
         plan, device = Plan.of(sequence.without_target(), first), x.device
+        # What waits pinned does so until the run's end, but windows may move on.
+        offload = store.waiting.offload if sequence.whole is None else torch.Tensor.cpu
         gen = [self._clean_latents(s, device, dtype) for s in plan.segments if s.latents]
         known, _ = self.diffusion_model.context(
             sequence.embeddings[:, plan.und].to(device, dtype),
@@ -226,7 +255,7 @@ class Lance(comfy.model_base.BaseModel):
             plan.runs,
             past,
             transformer_options | self.prefetching(),
-            keep=None if self._stays(sequence, x) else store.waiting.offload,
+            keep=None if self._stays(sequence, x) else offload,
         )
         return known
 
@@ -244,27 +273,38 @@ class Lance(comfy.model_base.BaseModel):
         patcher = self.current_patcher
         # Under dynamic paging the patcher knows how much its weights would make room for.
         ask = getattr(patcher, "get_free_memory", None) or comfy.model_management.get_free_memory
-        shape = _context_shape(sequence)
-        needed = self._activations(x.shape, [shape[2]]) + self.context_bytes(shape[2])
+        tokens = _context_tokens(sequence)
+        needed = self._activations(x.shape, [tokens]) + self.context_bytes(tokens)
         return needed <= ask(x.device)
+
+    def _finds_room(self, sequence: Sequence, x: torch.Tensor) -> bool:
+        """Whether a context's keys and values leave as much free as they take, unless they stay on a device of its
+        own."""
+        if x.device.type not in STAYING and self._stays(sequence, x):
+            return True
+        free = comfy.model_management.get_free_memory(torch.device("cpu"))
+        return 2 * self.context_bytes(_context_tokens(sequence)) <= free
 
     def _clean_latents(self, segment: Segment, device, dtype) -> torch.Tensor:
         latent = self.process_latent_in(segment.latent.to(device, torch.float32)).to(dtype)
         tables = latent_position_tables(segment.grid, self.diffusion_model.hidden, device, dtype)
         return self.diffusion_model.embed_latents(latent, torch.zeros(1, device=device), tables)
 
+    def _check_source(self, sequence: Sequence, grid: Grid) -> None:
+        source = [s.grid for s in sequence.segments if s.label == Label.SOURCE]
+        if source and source != [grid]:
+            raise ValueError(
+                f"An edit's latent must be as large as its source: it is {_size(grid)}, the source "
+                f"{_size(source[0])}. Connect the latent of the node that encoded the edit; areas do not work on "
+                "edits, masks do (with set_cond_area at default)."
+            )
+
     def _targets(self, sequences: tuple[Sequence, ...], share: int, grid: Grid, device, dtype) -> tuple:
         """Of the targets: bracket embeddings, rotary frequencies of brackets and latents, one for each of the batch or
         one for all; and the latents' position tables."""
         targets = []
         for sequence in sequences:
-            source = [s.grid for s in sequence.segments if s.label == Label.SOURCE]
-            if source and source != [grid]:
-                raise ValueError(
-                    f"An edit's latent must be as large as its source: it is {_size(grid)}, the source "
-                    f"{_size(source[0])}. Connect the latent of the node that encoded the edit; areas do not work on "
-                    "edits, masks do (with set_cond_area at default)."
-                )
+            self._check_source(sequence, grid)
             plan = Plan.of(sequence.with_target(grid), -1)
             frequencies = plan.frequencies(self.diffusion_model.head_dim, device)
             target = sequence.embeddings[:, plan.und].to(device, dtype), *frequencies
@@ -279,7 +319,8 @@ class Lance(comfy.model_base.BaseModel):
 
     def memory_required(self, input_shape, cond_shapes={}) -> float:
         """Bytes beside the weights: of activations, and of the contexts' keys and values if they fit as well."""
-        contexts = [math.prod(shape) for shape in cond_shapes.get("sequences", [])]
+        # A context window has as much of an edit's source as of its target.
+        contexts = [shape[2] * min(shape[1], input_shape[2]) for shape in cond_shapes.get("sequences", [])]
         activations, kept = self._activations(input_shape, contexts), self.context_bytes(sum(contexts))
         device = comfy.model_management.get_torch_device()
         if device.type in STAYING:

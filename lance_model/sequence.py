@@ -111,6 +111,7 @@ class Sequence:
     The target, where there is one, is the last segment and has no grid until sampling starts. `prefix` counts
     the segments before the prompt: the conditional and the unconditional branch share them. Without `mape` positions
     are plain mRoPE. `gap` is how many positions stay free between the prompt, or its place, and the template after it.
+    A context window's sequence names the `whole` that it was cut from.
     """
 
     segments: tuple[Segment, ...]
@@ -118,6 +119,7 @@ class Sequence:
     prefix: int = 0
     mape: bool = True
     gap: int = 0
+    whole: Sequence | None = None
 
     @property
     def context(self) -> tuple[Segment, ...]:

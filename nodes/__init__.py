@@ -1,4 +1,5 @@
-"""The nodes. One feature a file, listed in FEATURES; each exports NODES. `choice` and `samples` serve them."""
+"""The nodes. One feature a file, listed in FEATURES; each exports NODES. `choice`, `progress`, `resolution` and
+`samples` serve them."""
 
 import os
 from pathlib import Path
@@ -6,9 +7,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from . import answer, edit, encode, frames, guidance, latent, loader, lora, reference, samples
+from . import answer, edit, encode, frames, guidance, latent, loader, lora, paste, reference, samples
 
-FEATURES = (loader, lora, encode, edit, reference, latent, frames, guidance, answer)
+FEATURES = (loader, lora, encode, edit, paste, reference, latent, frames, guidance, answer)
 NODES = [node for feature in FEATURES for node in feature.NODES]
 
 

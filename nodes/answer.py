@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from comfy_api.latest import Input, io
-from server import PromptServer
 
 from ..lance_model import clips, language, media, tasks
 from .choice import chosen
+from .progress import shown
 from .resolution import AUTOMATIC, chosen_resolution, resolution_input
 
 EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
@@ -85,12 +83,6 @@ def length_input() -> io.Input:
     return io.Int.Input(
         "max_length", default=256, min=1, max=4096, tooltip="Tokens at most; a token is about three quarters of a word."
     )
-
-
-def shown(node_id: str | None) -> Callable[[str], None] | None:
-    """Puts a text on the node, on the page that queued the job; None if none did, as for a job from a script."""
-    page = None if node_id is None else PromptServer.instance.client_id
-    return None if page is None else lambda text: PromptServer.instance.send_progress_text(text, node_id, page)
 
 
 def respond(clip, model, request: language.Request, max_length: int, sampling: dict | None, node_id: str | None) -> str:

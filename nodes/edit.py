@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from comfy_api.latest import Input, io
 
-from ..lance_model import clips, language, masks, media, tasks
+from ..lance_model import clips, language, masks, media, placement, tasks
 from ..lance_model.sequence import Label
 from .encode import advanced_prompts
 from .resolution import chosen_resolution, resolution_input
@@ -21,14 +23,17 @@ def _encode(
     mask: torch.Tensor | None,
     negative_prompt: str,
     system_prompt: str,
+    again: Callable[[], torch.Tensor],
 ) -> tuple:
+    """`again` gives the frames once more, when the edit is laid back over them."""
     if not prompt.strip():
         raise ValueError("There is no instruction. Write into prompt what to change, such as: make the circle blue.")
     rule = chosen_resolution(resolution, modality, clip)
     source = media.preprocess(frames, rule, Label.SOURCE, vae)
     system = system_prompt.strip() or tasks.EDIT[modality]
     positive, negative = language.encode_pair(clip, prompt, negative_prompt, [source], system=system)
-    latent = {"samples": source.latent}
+    fit = rule.fit(frames.shape[2], frames.shape[1])
+    latent = {"samples": source.latent, placement.KEY: placement.Placement(again, fit, mask)}
     if mask is not None:
         latent["noise_mask"] = masks.on_latent(mask, frames, rule)
     return positive, negative, latent
@@ -80,11 +85,11 @@ class LanceEncodeEdit(io.ComfyNode):
     ) -> io.NodeOutput:
         edits = []
         mask = masks.painted(mask, len(media.some(image, "image")), "pictures")
-        for i, picture in enumerate(image):
+        prompts = (negative_prompt, system_prompt)
+        for i, picture in enumerate(image.split(1)):
             own_mask = None if mask is None else mask[min(i, len(mask) - 1)][None]
-            edits.append(
-                _encode(clip, vae, picture[None], prompt, resolution, "image", own_mask, negative_prompt, system_prompt)
-            )
+            own = (own_mask, *prompts, lambda picture=picture: picture)
+            edits.append(_encode(clip, vae, picture, prompt, resolution, "image", *own))
         return io.NodeOutput(*(list(outputs) for outputs in zip(*edits)))
 
 
@@ -120,7 +125,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
                     "max_seconds",
                     default=media.MAX_SECONDS,
                     min=0.5,
-                    max=60.0,
+                    max=600.0,
                     step=0.5,
                     advanced=True,
                     tooltip="A longer clip is sampled more sparsely, as if it were this long. Memory grows with it.",
@@ -157,7 +162,12 @@ class LanceEncodeVideoEdit(io.ComfyNode):
     ) -> io.NodeOutput:
         frames, seconds = clips.sampled(video, sample_fps, max_seconds)
         mask = masks.painted(mask, len(frames), "sampled frames")
-        outputs = _encode(clip, vae, frames, prompt, resolution, "video", mask, negative_prompt, system_prompt)
+        prompts = (negative_prompt, system_prompt)
+
+        def again() -> torch.Tensor:  # a long clip's frames are not kept in memory for it
+            return clips.sampled(video, sample_fps, max_seconds)[0]
+
+        outputs = _encode(clip, vae, frames, prompt, resolution, "video", mask, *prompts, again)
         return io.NodeOutput(*outputs, frames.shape[0] / seconds)
 
 

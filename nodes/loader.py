@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..lance_model import download, found, loading, nano
 from ..lance_model.checkpoint import CheckpointError, find_beside
-from .answer import shown
+from .progress import shown
 
 FOLDER = "lance"
 AUTO = "auto"

@@ -80,15 +80,25 @@ def page(server, pack):
         yield page
 
 
+def card(page, template: str):
+    """A template's card, in view. The page makes the next ones when the last that it has comes into view."""
+    found = page.get_by_test_id(f"template-workflow-{template}")
+    for _ in range(50):
+        if found.count():
+            break
+        page.locator("[data-testid^='template-workflow-']").last.scroll_into_view_if_needed()
+        page.wait_for_timeout(200)
+    found.scroll_into_view_if_needed()
+    return found
+
+
 def test_the_template_browser_shows_and_opens_them(page, pack):
     page.get_by_role("button", name="Templates").click()
     page.get_by_text(pack, exact=True).click()
     for template in TEMPLATES:
-        card = page.get_by_test_id(f"template-workflow-{template}")
-        card.scroll_into_view_if_needed()
-        page.wait_for_function(LOADED, arg=card.locator("img").first.element_handle())
+        page.wait_for_function(LOADED, arg=card(page, template).locator("img").first.element_handle())
     screenshot(page, "templates")
-    page.get_by_test_id(f"template-workflow-{workflows.template('text_to_image')}").click()
+    card(page, workflows.template("text_to_image")).click()
     check_opened(page, workflows.template("text_to_image"))
 
 

@@ -8,6 +8,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_lance.lance_model import language
+from comfyui_lance.lance_model.sequence import Label
 from comfyui_lance.training import judge, world
 from support.sampling import sample, schedule
 
@@ -114,3 +115,11 @@ def test_less_denoise_keeps_more_of_the_picture(nano):
     assert distance[0.03] < 0.05 < distance[0.06] < 0.5 < distance[1.0], distance
     assert world.same_things(seen[0.03][1], scene) and seen[0.03][0] == scene.background
     assert judge.names(seen[1.0][1]) == ["cyan star"] and seen[1.0][0] == "black"
+
+
+def test_weights_embeddings_and_lora_tags_are_plain_words(lance):
+    """The README says so: nothing of them is dropped, and none weighs."""
+    words = "a (red:1.2) fox, embedding:style <lora:style:0.8>"
+    (_, options), *_ = language.encode_pair(lance[1], words)[0]
+    ids = [s.ids for s in options["lance_sequence"].segments if s.label == Label.PROMPT]
+    assert [lance[1].decode(i) for i in ids] == [words]

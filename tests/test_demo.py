@@ -44,14 +44,31 @@ def heard(path: Path) -> tuple[float, float]:
     return len(wave) / rate, np.abs(np.fft.rfft(wave)).argmax() * rate / len(wave)
 
 
-def test_a_video_edit_keeps_the_sound(server):
-    write_clip(server.base / "input" / "sounds.mp4", seconds=1.0)
-    prompt = workflows.load("video_edit")
-    workflows.of_type(prompt, "LoadVideo")[0]["file"] = "sounds.mp4"
+def pictures(path: Path) -> int:
+    with av.open(str(path)) as file:
+        return sum(1 for _ in file.decode(video=0))
+
+
+@pytest.mark.parametrize("name, length, frames", [("video_edit", 1.0, 9), ("long_video_edit", 7.0, 81)])
+def test_a_video_edit_keeps_length_and_sound(server, name, length, frames):
+    write_clip(server.base / "input" / f"{name}.mp4", length)
+    prompt = workflows.load(name)
+    for node, input in (("LoadVideo", "file"), ("LoadAudio", "audio")):
+        for its in workflows.of_type(prompt, node):
+            its[input] = f"{name}.mp4"
     workflows.of_type(prompt, "KSampler")[0]["steps"] = 2
     (path,) = server.outputs(server.wait(server.queue(prompt)))
     seconds, pitch = heard(path)
-    assert seconds == pytest.approx(1.0, abs=0.1) and pitch == pytest.approx(TONE, abs=5)
+    assert pictures(path) == frames
+    assert seconds == pytest.approx(length, abs=0.1) and pitch == pytest.approx(TONE, abs=5)
+
+
+def test_a_continued_clip_repeats_no_frames(server):
+    prompt = workflows.load("continued_clip")
+    for sampler in workflows.of_type(prompt, "KSampler"):
+        sampler["steps"] = 1
+    (path,) = server.outputs(server.wait(server.queue(prompt)))
+    assert pictures(path) == 3 * 9 - 2 * 5
 
 
 @pytest.fixture()

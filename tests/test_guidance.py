@@ -3,7 +3,6 @@
 import comfy.controlnet
 import pytest
 import torch
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfy_extras.nodes_flux import FluxGuidance
 from comfy_extras.nodes_hypertile import HyperTile
@@ -15,10 +14,8 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 from comfy_extras.nodes_tomesd import TomePatchModel
-from comfyui_lance.lance_model import diffusion, language, media
-from comfyui_lance.lance_model.resolution import PRESETS
-from comfyui_lance.lance_model.sequence import Label
-from support.sampling import PROMPT, ksample, relative, sample, schedule
+from comfyui_lance.lance_model import diffusion
+from support.sampling import ksample, relative, sample, schedule
 
 import nodes
 
@@ -68,33 +65,6 @@ def test_renorm_cfg_limits_the_norm_of_what_is_predicted(lance, pair, noise):
 def test_renorm_cfg_leaves_guidance_out_above_its_limit(lance, pair, noise):
     never = RenormCFG.execute(lance[0], 0.0, 1.0).result[0]
     assert torch.allclose(ksample(never, noise, pair, 4), ksample(lance[0], noise, pair, 4, cfg=1.0), atol=1e-4)
-
-
-def video_edit(clip):
-    frames = torch.rand(9, 64, 96, 3, generator=torch.Generator().manual_seed(5))
-    seen = media.preprocess(frames, PRESETS["image 256"])
-    source = media.Medium(seen.patches, seen.grid, torch.randn(1, 48, 3, 4, 6), Label.SOURCE)
-    return language.encode_pair(clip, PROMPT, target="video", media=[source])
-
-
-def windows(model, length):
-    return ContextWindowsManualNode.execute(model, length, 1, "standard_static", 1, False, "pyramid", 2, False).result[
-        0
-    ]
-
-
-@pytest.mark.parametrize(("frames", "length"), [(3, 2), (5, 3)])
-def test_context_windows_on_a_video_edit_are_refused(frames, length, lance):
-    noise = torch.randn(1, 48, frames, 4, 6)
-    with pytest.raises(ValueError, match="Context windows do not work on edits.*in parts"):
-        ksample(windows(lance[0], length), noise, video_edit(lance[1]), 1)
-
-
-def test_context_windows_work_on_a_clip_from_text(lance):
-    pair = language.encode_pair(lance[1], PROMPT, target="video")
-    noise = torch.randn(1, 48, 5, 4, 6, generator=torch.Generator().manual_seed(1))
-    out = ksample(windows(lance[0], 3), noise, pair, 4)
-    assert out.isfinite().all() and relative(out, ksample(lance[0], noise, pair, 4)) > 1e-3
 
 
 class NoControl(comfy.controlnet.ControlBase):

@@ -78,6 +78,8 @@ def schema(server) -> dict[str, dict]:
     endurance.prepare(server)
     info = server.object_info()
     found = {name: dict(numbers(node)) for name, node in info.items() if node["category"].split("/")[0] == "Lance"}
+    for name in ("LanceLoraLoader", "LancePasteEdit"):  # their numbers need a LoRA, or an edit: see their own tests
+        found.pop(name, None)
     return {name: widgets for name, widgets in found.items() if widgets}
 
 

@@ -17,6 +17,7 @@ import torch
 from comfyui_lance.dev.host import workflows
 from comfyui_lance.dev.host.server import ComfyServer
 from comfyui_lance.dev.host.watching import Run, watch
+from PIL import Image
 from safetensors.torch import save_file
 from support.interface import inputs
 
@@ -31,6 +32,8 @@ NODES = {
     "LanceGuidance",
     "LanceImageToVideo",
     "LanceLoader",
+    "LanceLoraLoader",
+    "LancePasteEdit",
     "LanceScheduler",
 }
 
@@ -116,6 +119,32 @@ def test_workflow_runs(server, name):
             rate = workflows.of_type(prompt, "CreateVideo")[0]["fps"]
             assert fps == rate or isinstance(rate, list)  # linked to the source's
             assert all(np.ptp(np.diff(frames.astype(int), axis=0), axis=(1, 2, 3)) > 0)  # it moves
+
+
+@pytest.mark.parametrize("name", ["image_edit", "masked_edit"])
+def test_an_edit_pasted_back_leaves_the_rest_of_a_large_picture(server, name):
+    picture = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    mask = np.zeros((100, 150, 3), dtype=np.uint8)
+    mask[20:80, 10:90] = 255
+    for array, file in ((picture, "large.png"), (mask, "large_mask.png")):
+        Image.fromarray(array).save(server.base / "input" / file)
+    prompt = workflows.load(name)
+    prompt[find(prompt, "LoadImage")]["inputs"]["image"] = "large.png"
+    for loader in workflows.of_type(prompt, "LoadImageMask"):
+        loader["image"] = "large_mask.png"
+    ((decoded, _),) = saved_frames(server, watch(server.url, prompt))
+    edit, decode = find(prompt, "LanceEncodeEdit"), find(prompt, "VAEDecode")
+    pasted = {"edited": [decode, 0], "latent": [edit, 2], "feather": 2.0}
+    prompt["paste"] = {"class_type": "LancePasteEdit", "inputs": pasted}
+    prompt[find(prompt, "SaveImage")]["inputs"]["images"] = ["paste", 0]
+    ((result, _),) = saved_frames(server, watch(server.url, prompt))
+    assert decoded.shape == (1, 64, 64, 3) and result.shape == (1, 100, 150, 3)
+    inside = np.zeros((100, 150), dtype=bool)
+    inside[:, 25:125] = True
+    if name == "masked_edit":
+        inside &= mask[..., 0] > 0
+    changed = (result[0] != picture).any(axis=-1)
+    assert not changed[~inside].any() and changed[inside].mean() > 0.9
 
 
 @pytest.mark.parametrize("name", workflows.names())

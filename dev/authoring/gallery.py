@@ -85,13 +85,13 @@ class Gallery:
     """The demonstration model, making one thing after another."""
 
     def __init__(self, folder: Path):
-        from ...lance_model import loading, nano
-        from ...nodes import answer, edit, frames, guidance, reference, resolution
+        from ...lance_model import loading, media, nano
+        from ...nodes import answer, edit, frames, guidance, paste, reference, resolution
         from ...training import judge
 
-        self.judging = judge
+        self.judging, self.media = judge, media
         self.answer, self.edit, self.frames, self.guidance = answer, edit, frames, guidance
-        self.reference, self.resolution = reference, resolution
+        self.paste, self.reference, self.resolution = paste, reference, resolution
         self.judge = judge.Judge(*loading.load(nano.checkpoint(folder)))
 
     def with_lora(self, file: Path, strength: float):
@@ -108,6 +108,15 @@ class Gallery:
         encode = self.edit.LanceEncodeEdit.execute
         encoded = encode(clip, vae, self.judging.image(source), instruction, self.resolution.KEEP).result
         return self.judge.sample(*(out[0] for out in encoded), 7)[0]
+
+    def pasted(self, source: Image.Image, instruction: str) -> Image.Image:
+        """The source with its middle edited."""
+        image = self.media.to_images([source])
+        encode = self.edit.LanceEncodeEdit.execute
+        encoded = encode(self.judge.clip, self.judge.vae, image, instruction, self.resolution.DEMONSTRATION).result
+        *prompts, latent = (out[0] for out in encoded)
+        edited = self.media.to_images([as_picture(self.judge.sample(*prompts, latent, 7)[0])])
+        return self.media.to_pictures(self.paste.LancePasteEdit.execute(edited, latent, 2.0).result[0])[0]
 
     def with_subject(self, reference: world.Scene, prompt: str):
         images = {"image0": self.judging.image(reference)}
@@ -189,6 +198,16 @@ def overview(gallery: Gallery) -> Image.Image:
     )
 
 
+def wide(*things: tuple[str, str]) -> Image.Image:
+    """Shapes (colour, shape) beside one another on green, three times as large as the model knows pictures."""
+    side = 3 * world.SIDE
+    picture = Image.new("RGB", (side * len(things), side))
+    for i, (color, shape) in enumerate(things):
+        scene = world.Scene((world.Thing(shape, color, 13, *world.POSITIONS["in the middle"]),), "green")
+        picture.paste(world.render(scene).resize((side, side), Image.Resampling.BICUBIC), (i * side, 0))
+    return picture
+
+
 def pixels(scene: world.Scene):
     import numpy
 
@@ -215,6 +234,7 @@ def help_pictures(gallery: Gallery, look: Path) -> dict[str, Callable[[], list]]
         ),
         "blue",
     )
+    three = wide(("yellow", "star"), ("red", "circle"), ("purple", "heart"))
     question = "Where is the orange square?"
     asked = {"task": "question", "question": question}
     seen = {"images": {"image0": judging.image(pair)}, "image_resolution": gallery.resolution.KEEP}
@@ -225,6 +245,7 @@ def help_pictures(gallery: Gallery, look: Path) -> dict[str, Callable[[], list]]
         "LanceLoader": [PROMPT, made],
         "LanceEncode": [PROMPT, made],
         "LanceEncodeEdit": [pixels(CIRCLE), "make the circle blue", gallery.edited(CIRCLE, "make the circle blue")],
+        "LancePasteEdit": [three, "make the circle blue", gallery.pasted(three, "make the circle blue")],
         "LanceEncodeVideoEdit": [source[4], "make the circle purple", recolored[4]],
         "LanceEncodeReferences": [
             pixels(STAR),

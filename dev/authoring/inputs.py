@@ -1,4 +1,4 @@
-"""Draws the pictures and the clip that the shipped workflows load: `bash scripts/draw.sh inputs`."""
+"""Draws the pictures and the clips that the shipped workflows load: `bash scripts/draw.sh inputs`."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ if __name__ == "__main__":
         render(scene("blue", (color, shape, "at the top"))).save(folder / f"{shape}.png", optimize=True)
     moving = a_clip(random.Random(0), "right", CIRCLE.things[0])
     settings = [Scene(frame.things, CIRCLE.background) for frame in moving.frames]
-    write_clip(INPUTS / "lance_moving.mp4", [render(frame) for frame in settings])
+    frames = [render(frame) for frame in settings]
+    write_clip(INPUTS / "lance_moving.mp4", frames)
+    write_clip(INPUTS / "lance_to_and_fro.mp4", frames + frames[-2::-1] + frames[1:])
     write_examples("lance_look", lessons.look_examples())
     write_examples("lance_pairs", [(lessons.side_by_side(e), e.instruction) for e in lessons.edit_examples()])

@@ -28,6 +28,9 @@ class Choices:
     clip_size: str
     resolution: str
     frames: int
+    long: int  # frames of a long clip, in windows of
+    window: int
+    overlap: int
     model_note: str
 
 
@@ -38,6 +41,9 @@ ON_DEMONSTRATION = Choices(
     clip_size=DEMONSTRATION,
     resolution=DEMONSTRATION,
     frames=9,
+    long=25,
+    window=5,
+    overlap=4,
     model_note=f"""
     This runs as it is, on a tiny **demonstration model** that knows coloured shapes. For [Lance]({REPOSITORY}) itself,
     get its files (the plugin's README says which), press **R**, and choose *{{}}* in *Load Lance*{{}}.
@@ -50,6 +56,9 @@ AUTOMATIC = Choices(
     clip_size="automatic clip",
     resolution="automatic",
     frames=1,  # as many as the model is at its best with
+    long=241,  # these are for Lance itself
+    window=61,
+    overlap=12,
     model_note=f"""
     *automatic* is [Lance]({REPOSITORY}) if you have it, else a tiny **demonstration model** that knows coloured shapes.
     To get Lance, choose a *download* in *Load Lance*.
@@ -74,6 +83,7 @@ STAR = "lance_star.png"
 PAIR = "lance_pair.png"
 MASK = "lance_mask.png"
 MOVING = "lance_moving.mp4"
+LONG = "lance_to_and_fro.mp4"
 
 
 def note(g: Graph, title: str, text: str, sizes: str, model: str = IMAGE_MODEL) -> None:
@@ -103,11 +113,11 @@ def decoded(g: Graph, lance: Node, samples: Link) -> Link:
     return g.add("VAEDecode", samples=samples, vae=lance["VAE"])["IMAGE"]
 
 
-def sampled(g: Graph, lance: Node, prompt: Node, latent: Link) -> Link:
+def sampled(g: Graph, lance: Node, prompt: Node, latent: Link, model: Link | None = None) -> Link:
     """KSampler with the model's defaults."""
     sampler = g.add(
         "KSampler",
-        model=lance["MODEL"],
+        model=model or lance["MODEL"],
         positive=prompt["positive"],
         negative=prompt["negative"],
         latent_image=latent,
@@ -133,5 +143,9 @@ def make_clip(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent
     """From the prompt to the clip, which stands in a column of its own. `clip`: inputs of Create Video."""
     samples = sampled(g, lance, prompt, latent)
     g.column(title)
-    video = g.add("CreateVideo", images=decoded(g, lance, samples), **{"fps": 12.0, **clip})
+    save_clip(g, name, decoded(g, lance, samples), **clip)
+
+
+def save_clip(g: Graph, name: str, images: Link, **clip: Any) -> None:
+    video = g.add("CreateVideo", images=images, **{"fps": 12.0, **clip})
     g.add("SaveVideo", video=video["VIDEO"], filename_prefix=f"lance/{name}")

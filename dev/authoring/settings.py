@@ -9,6 +9,7 @@ SETTINGS = (
     ("LoadImage", "image"),
     ("LoadImageMask", "image"),
     ("LoadVideo", "file"),
+    ("LoadAudio", "audio"),
     ("LoadImageDataSetFromFolder", "folder"),
     ("LoadImageTextDataSetFromFolder", "folder"),
     ("TrainLoraNode", "steps"),

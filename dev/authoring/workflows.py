@@ -2,8 +2,8 @@
 
     bash scripts/draw.sh workflows [NAME …] [--screenshots DIR]
 
-Runs ComfyUI, builds each graph of `pictures.py`, `clips.py`, `text.py` and `learning.py` in its page in Chromium, runs
-it on the demonstration model, and writes
+Runs ComfyUI, builds each graph of `pictures.py`, `clips.py`, `long_clips.py`, `text.py` and `learning.py` in its page in
+Chromium, runs it on the demonstration model, and writes
 
     workflows/Lance - TITLE.json        as the page's menu Export saves it
     workflows/Lance - TITLE.jpg         the template browser's picture: a title over what the demonstration model made
@@ -26,12 +26,18 @@ from playwright.sync_api import Page
 from ..host import workflows as shipped
 from ..host.browser import open_page
 from ..host.server import ComfyServer
-from . import clips, learning, pictures, text
+from . import clips, learning, long_clips, pictures, text
 from .cards import frames, title_card
 from .drawing import build, open_workflow, saved, screenshot, settle
 from .parts import MASK
 
-WORKFLOWS = (*pictures.WORKFLOWS, *clips.WORKFLOWS, *text.WORKFLOWS, *learning.WORKFLOWS)
+WORKFLOWS = (
+    *pictures.WORKFLOWS,
+    *clips.WORKFLOWS,
+    *long_clips.WORKFLOWS,
+    *text.WORKFLOWS,
+    *learning.WORKFLOWS,
+)
 MEDIA = {".png", ".mp4"}
 FEW, MOST = 2, 3  # pictures on a card: of a large folder, and of all that a workflow looks at
 

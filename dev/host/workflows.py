@@ -31,15 +31,18 @@ TITLES = {
     "masked_edit": "image edit with a mask",
     "image_to_video": "image to video",
     "caption_to_video": "image to video from a caption",
+    "continued_clip": "image to video continued",
     "first_last_frame": "image to video with a last frame",
     "subject_image": "subject to image",
     "subject_video": "subject to video",
     "text_to_image": "text to image",
     "text_to_video": "text to video",
     "enhanced_text_to_video": "text to video from an idea",
+    "long_text_to_video": "text to video of any length",
     "train_look": "train a look",
     "train_edit": "train an edit",
     "video_edit": "video edit",
+    "long_video_edit": "video edit of any length",
 }
 APPS = (
     "text_to_image",
@@ -91,8 +94,11 @@ def for_lance(prompt: Prompt) -> Prompt:
             if inputs.get(name) == DEMONSTRATION:
                 clip = name == "video_resolution" or type in ("LanceEncodeVideoEdit", "LanceImageToVideo")
                 inputs[name] = "video 480p" if clip else "image 768"
+        windows = bool(of_type(prompt, "WanContextWindowsManual"))
         if inputs.get("frames", 1) != 1:
-            inputs["frames"] = 49
+            inputs["frames"] = 241 if windows else 49
+        if type == "WanContextWindowsManual":
+            inputs |= {"context_length": 61, "context_overlap": 12}
     return prompt
 
 

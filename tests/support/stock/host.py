@@ -18,6 +18,7 @@ import folder_paths
 import server
 import torch
 from comfyui_lance.lance_model import nano
+from comfyui_lance.nodes import comfy_entrypoint
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -25,7 +26,7 @@ import nodes
 
 LORA = "lance_test_lora.safetensors"
 FOLDERS = ("input", "output", "temp", "user")
-REPOSITORY = Path(comfyui_lance.__file__).parent
+REPOSITORY = comfyui_lance.REPOSITORY
 Graph = dict[str, dict]  # node id → class_type and inputs, as POST /prompt takes it
 
 
@@ -116,7 +117,7 @@ def failed(error: dict) -> Failure:
 
 async def _load() -> None:
     await nodes.init_builtin_extra_nodes()
-    lance = await comfyui_lance.comfy_entrypoint()
+    lance = await comfy_entrypoint()
     await lance.on_load()
     for node in await lance.get_node_list():
         nodes.NODE_CLASS_MAPPINGS[node.GET_SCHEMA().node_id] = node

@@ -1,0 +1,13 @@
+"""What a node says while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server import PromptServer
+
+
+def shown(node_id: str | None) -> Callable[[str], None] | None:
+    """Puts a text on the node, on the page that queued the job; None if none did, as for a job from a script."""
+    page = None if node_id is None else PromptServer.instance.client_id
+    return None if page is None else lambda text: PromptServer.instance.send_progress_text(text, node_id, page)
