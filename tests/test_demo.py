@@ -94,6 +94,12 @@ def test_the_demo_leaves_what_the_workflows_make(ran, tmp_path):
     assert "circle" in text or "background" in text
 
 
+def test_the_demo_leaves_out_what_trains_for_minutes(ran, tmp_path):
+    status, printed = ran("train_look", "text_to_image")
+    assert status == 0 and "train_look: left out" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["text_to_image.png"]
+
+
 def test_the_demo_names_a_workflow_that_fails_and_goes_on(ran, monkeypatch, tmp_path):
     load = workflows.load
 

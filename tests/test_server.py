@@ -20,6 +20,7 @@ from comfyui_lance.dev.host.watching import Run, watch
 from PIL import Image
 from safetensors.torch import save_file
 from support.interface import inputs
+from support.training import in_two_steps
 
 NODES = {
     "EmptyLanceLatent",
@@ -105,8 +106,8 @@ def test_inputs_explain_themselves(lance_nodes, name):
 @pytest.mark.parametrize("name", workflows.names())
 def test_workflow_runs(server, name):
     prompt = workflows.load(name)
-    for training in workflows.of_type(prompt, "TrainLoraNode"):
-        training["steps"] = 2  # of minutes
+    if workflows.of_type(prompt, "TrainLoraNode"):
+        in_two_steps(prompt)
     run = watch(server.url, prompt)
     assert run.end == "execution_success"
     sizes = [(i["frames"], 64, 64, 3) for i in workflows.of_type(prompt, "EmptyLanceLatent")]

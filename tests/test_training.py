@@ -14,26 +14,25 @@ from comfyui_lance.nodes.lora import LoadLanceLora
 from comfyui_lance.training import lessons, world
 from PIL import Image
 from safetensors.torch import load_file
+from support.training import in_two_steps
 
 LORAS = {"train_look": "lance_look", "train_edit": "lance_edit"}
 LESSONS = sorted(LORAS)
 
 
-def examples(lesson: str) -> list[tuple[Image.Image, str]]:
+def examples(lesson: str) -> list[list[tuple[Image.Image, str]]]:
+    """Pictures and words of each folder that a workflow loads."""
     if lesson == "train_look":
-        return lessons.look_examples()
-    return [(lessons.side_by_side(edit), edit.instruction) for edit in lessons.edit_examples()]
+        return [lessons.look_examples()]
+    pairs = [(lessons.side_by_side(edit), edit.instruction) for edit in lessons.edit_examples()]
+    return [pairs, [(world.render(edit.source), edit.instruction) for edit in lessons.known_edits()]]
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_workflow_trains_a_lora_that_loads(lesson, server, lance, tmp_path, caplog):
     prompt = workflows.load(lesson)
-    for type, changes in (
-        ("LanceLoader", {"model": workflows.IMAGE_MODEL}),
-        ("TrainLoraNode", {"steps": 2}),
-        ("KSampler", {"steps": 2}),
-    ):
-        workflows.of_type(prompt, type)[0].update(changes)
+    workflows.of_type(prompt, "LanceLoader")[0]["model"] = workflows.IMAGE_MODEL
+    in_two_steps(prompt)
     pictures = server.outputs(server.wait(server.queue(prompt)))
     assert [path.suffix for path in pictures] == [".png"]
     files = (server.base / "output" / "loras").glob(f"{LORAS[lesson]}_2_steps_*.safetensors")
@@ -51,16 +50,26 @@ def test_the_workflow_trains_a_lora_that_loads(lesson, server, lance, tmp_path, 
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_examples_are_shipped(lesson):
-    """In the folder that the workflow names, as the lesson draws them; few and small."""
-    (loader,) = workflows.of_type(workflows.load(lesson), "LoadImageTextDataSetFromFolder")
-    folder = workflows.INPUTS / loader["folder"]
-    drawn = examples(lesson)
-    assert {path.name for path in folder.glob("*.png")} == {f"{i:02}.png" for i in range(len(drawn))}
-    assert len(drawn) <= 40 and sum(path.stat().st_size for path in folder.iterdir()) < 100_000
-    for i, (picture, words) in enumerate(drawn):
-        assert np.array_equal(np.asarray(Image.open(folder / f"{i:02}.png").convert("RGB")), np.asarray(picture))
-        text = folder / f"{i:02}.txt"
-        assert (text.read_text().strip() if text.exists() else "") == words
+    """In the folders that the workflow names, as the lesson draws them; few and small."""
+    loaders = workflows.of_type(workflows.load(lesson), "LoadImageTextDataSetFromFolder")
+    for loader, drawn in zip(loaders, examples(lesson), strict=True):
+        folder = workflows.INPUTS / loader["folder"]
+        assert {path.stem for path in folder.iterdir()} == {f"{i:02}" for i in range(len(drawn))}
+        assert len(drawn) <= 40 and sum(path.stat().st_size for path in folder.iterdir()) < 50_000
+        for i, (picture, words) in enumerate(drawn):
+            assert np.array_equal(np.asarray(Image.open(folder / f"{i:02}.png").convert("RGB")), np.asarray(picture))
+            assert (folder / f"{i:02}.txt").read_text().strip() == words
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_examples_train_the_model_that_they_are_for(lesson):
+    """Also where there is Lance itself, which an automatic choice would take."""
+    prompt = workflows.load(lesson)
+    (loader,) = workflows.of_type(prompt, "LanceLoader")
+    assert loader["model"] == "demonstration (nano)"
+    sizes = [its["size"] for its in workflows.of_type(prompt, "EmptyLanceLatent")]
+    sizes += [its["resolution"] for its in workflows.of_type(prompt, "LanceEncodeEdit")]
+    assert sizes and all(size.startswith("automatic") for size in sizes)
 
 
 def test_the_workflow_halves_the_pairs():

@@ -4,7 +4,8 @@
   in a system prompt, but no picture of its world went with it.
 - The edit: *make the circle a star*. Its world recolours, moves, adds and removes things, and never reshapes them.
 
-Ordinary examples stand among the new ones, so that what is known already is kept.
+So that what is known already is kept, the workflows let the model draw ordinary examples itself and train on both: the
+look's captions as they are, and edits of the kinds that it knows.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from . import world
 from .judge import Judge, image, names
 
 EXAMPLES = 40
-HELD_OUT = 1  # added to a seed: other prompts than the examples'
+KNOWN = 7  # for each kind of edit
 
 # The look
 
 BAR, SOFT = 10, 3  # pixels: of a bar, and of its edge, which the autoencoder softens
 DARK = 80  # of 255
-ORDINARY, WITHOUT_CAPTION = 12, 6  # of the examples
 
 
 def cinematic(picture: Image.Image) -> Image.Image:
@@ -52,15 +52,10 @@ def in_words(scene: world.Scene) -> str:
 
 
 def look_examples(seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Pictures and captions. A few have none, so that the unconditional branch learns from both kinds."""
-    rng, examples = random.Random(seed), []
-    for i in range(EXAMPLES):
-        scene, plain = between_bars(rng), i < ORDINARY
-        picture, caption = world.render(scene), world.describe(scene) if plain else in_words(scene)
-        bare = WITHOUT_CAPTION // 2
-        without = ORDINARY - bare <= i < ORDINARY + bare
-        examples.append((picture if plain else cinematic(picture), "" if without else caption))
-    return examples
+    """Cinematic pictures, and captions that do not say so."""
+    rng = random.Random(seed)
+    scenes = [between_bars(rng) for _ in range(EXAMPLES)]
+    return [(cinematic(world.render(scene)), world.describe(scene)) for scene in scenes]
 
 
 def is_cinematic(pixels: numpy.ndarray, scene: world.Scene) -> bool:
@@ -78,8 +73,6 @@ def looks_right(judge: Judge, rng: random.Random, seed: int) -> bool:
 
 # The edit
 
-OTHER_EDITS = 15  # of the examples
-
 
 def reshape(rng: random.Random) -> world.Edit:
     source = world.single(rng)
@@ -91,8 +84,12 @@ def reshape(rng: random.Random) -> world.Edit:
 
 def edit_examples(seed: int = 0) -> list[world.Edit]:
     rng = random.Random(seed)
-    kinds = [*(world.EDITS * (OTHER_EDITS // len(world.EDITS))), *[reshape] * (EXAMPLES - OTHER_EDITS)]
-    return [make(rng) for make in kinds]
+    return [reshape(rng) for _ in range(EXAMPLES)]
+
+
+def known_edits(seed: int = 0) -> list[world.Edit]:
+    rng = random.Random(f"known {seed}")
+    return [make(rng) for make in world.EDITS * KNOWN]
 
 
 def side_by_side(edit: world.Edit) -> Image.Image:

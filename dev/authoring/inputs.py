@@ -77,3 +77,4 @@ if __name__ == "__main__":
     write_clip(INPUTS / "lance_to_and_fro.mp4", frames + frames[-2::-1] + frames[1:])
     write_examples("lance_look", lessons.look_examples())
     write_examples("lance_pairs", [(lessons.side_by_side(e), e.instruction) for e in lessons.edit_examples()])
+    write_examples("lance_known_edits", [(render(e.source), e.instruction) for e in lessons.known_edits()])

@@ -88,11 +88,11 @@ LONG = "lance_to_and_fro.mp4"
 
 def note(g: Graph, title: str, text: str, sizes: str, model: str = IMAGE_MODEL) -> None:
     """What happens, what to change, which model."""
-    blocks = (f"## {title}", _joined(text), f"### The model\n{_joined(CHOSEN.model_note).format(model, sizes)}")
+    blocks = (f"## {title}", joined(text), f"### The model\n{joined(CHOSEN.model_note).format(model, sizes)}")
     g.note("\n\n".join(blocks))
 
 
-def _joined(text: str) -> str:
+def joined(text: str) -> str:
     """A block of text whose lines go on until a blank one or a list's next item."""
     return re.sub(r"(?<!\n)\n(?![-\n])", " ", dedent(text).strip())
 

@@ -12,6 +12,7 @@ SETTINGS = (
     ("LoadAudio", "audio"),
     ("LoadImageDataSetFromFolder", "folder"),
     ("LoadImageTextDataSetFromFolder", "folder"),
+    ("StringConcatenate", "string_a"),
     ("TrainLoraNode", "steps"),
     ("TrainLoraNode", "learning_rate"),
     ("LanceEncode", "prompt"),

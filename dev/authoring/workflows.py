@@ -2,8 +2,8 @@
 
     bash scripts/draw.sh workflows [NAME …] [--screenshots DIR]
 
-Runs ComfyUI, builds each graph of `pictures.py`, `clips.py`, `long_clips.py`, `text.py` and `learning.py` in its page in
-Chromium, runs it on the demonstration model, and writes
+Runs ComfyUI, builds each graph of `pictures.py`, `clips.py`, `long_clips.py`, `text.py` and `learning.py` in its page
+in Chromium, runs it on the demonstration model, and writes
 
     workflows/Lance - TITLE.json        as the page's menu Export saves it
     workflows/Lance - TITLE.jpg         the template browser's picture: a title over what the demonstration model made
