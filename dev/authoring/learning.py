@@ -82,7 +82,6 @@ def train_look(g: Graph) -> None:
     g.box("1 · Model and pictures")
     lance = load(g)
     pictures = g.add("LoadImageTextDataSetFromFolder", folder=LOOK)
-    size = g.add("EmptyLanceLatent", "Picture Size", size="automatic picture", model=lance["MODEL"])["LATENT"]
     g.column("2 · With the look")
     captions = g.add(
         "StringConcatenate", "The look in words", string_a=IN_WORDS, string_b=pictures["texts"], delimiter=" "
@@ -96,7 +95,7 @@ def train_look(g: Graph) -> None:
     )
     g.column("3 · Without, drawn by Lance itself")
     plain = g.add("LanceEncode", clip=lance["CLIP"], prompt=pictures["texts"], target="image")
-    own = sampled(g, lance, plain, size)
+    own = sampled(g, lance, plain, shown["latents"])  # of which at full noise only the size is left
     latents, positive = both(g, shown["latents"], own), both(g, shown["conditioning"], plain["positive"])
     learnt = trained(g, lance, "lance_look", latents, positive, 3000, 0.0012)
     prompt = g.add(
@@ -105,7 +104,8 @@ def train_look(g: Graph) -> None:
         prompt=f"{IN_WORDS} a large yellow star in the middle on a blue background",
         target="image",
     )
-    make_picture(g, "7 · Picture", "train_look", learnt, prompt, size)
+    size = g.add("EmptyLanceLatent", "Picture Size", size="automatic picture", model=lance["MODEL"])
+    make_picture(g, "7 · Picture", "train_look", learnt, prompt, size["LATENT"])
 
 
 def train_edit(g: Graph) -> None:
