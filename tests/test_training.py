@@ -32,6 +32,10 @@ def examples(lesson: str) -> list[list[tuple[Image.Image, str]]]:
 def test_the_workflow_trains_a_lora_that_loads(lesson, server, lance, tmp_path, caplog):
     prompt = workflows.load(lesson)
     workflows.of_type(prompt, "LanceLoader")[0]["model"] = workflows.IMAGE_MODEL
+    for its in workflows.of_type(prompt, "LanceEncodeEdit"):
+        its["resolution"] = workflows.DEMONSTRATION
+    for its in workflows.of_type(prompt, "EmptyLanceLatent"):
+        its["size"] = workflows.DEMONSTRATION
     in_two_steps(prompt)
     pictures = server.outputs(server.wait(server.queue(prompt)))
     assert [path.suffix for path in pictures] == [".png"]
