@@ -55,9 +55,8 @@ def main() -> int:
     failed, start = [], time.monotonic()
     with ComfyServer(arguments.weights, threads=None if arguments.weights else 1) as server:
         for name in workflows.names():
-            prompt = workflows.load(name)
             try:
-                run(server, name, prompt if arguments.weights is None else workflows.for_lance(prompt), arguments.out)
+                run(server, name, workflows.load(name), arguments.out)
             except (RuntimeError, OSError) as error:
                 failed.append(name)
                 print(f"{name} FAILED: {error}", file=sys.stderr)
