@@ -86,7 +86,7 @@ def servers(options):
         times = []
         with ComfyServer(layout(options), threads=None, arguments=arguments) as server:
             for workflow in names:
-                prompt = workflows.for_lance(workflows.load(workflow)) if options.card else workflows.load(workflow)
+                prompt = workflows.load(workflow)
                 times.append(f"{timed(server, prompt, 1):.1f} ({timed(server, prompt, 2):.1f})")
             dynamic = "yes" if "DynamicVRAM support detected" in server.log.read_text() else "no"
         yield f"| {name} | {dynamic} | {' | '.join(times)} |"

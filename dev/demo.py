@@ -60,7 +60,7 @@ def main() -> int:
                 print(f"{name}: left out, as training takes minutes; run it in the page")
                 continue
             try:
-                run(server, name, prompt if arguments.weights is None else workflows.for_lance(prompt), arguments.out)
+                run(server, name, prompt, arguments.out)
             except (RuntimeError, OSError) as error:
                 failed.append(name)
                 print(f"{name} FAILED: {error}", file=sys.stderr)

@@ -120,8 +120,8 @@ def nano(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server():
-    """A running ComfyUI with the plugin and the tiny checkpoint."""
-    from comfyui_lance.dev.host.server import ComfyServer, tiny_weights
+    """A running ComfyUI with the plugin, which has no weights but the demonstration model's."""
+    from comfyui_lance.dev.host.server import ComfyServer
 
-    with ComfyServer(tiny_weights()) as server:
+    with ComfyServer() as server:
         yield server

@@ -9,6 +9,7 @@ from comfyui_lance.dev.host import workflows
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from comfyui_lance.dev.host import browser  # noqa: E402
+from playwright.sync_api import expect  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -17,6 +18,7 @@ pytestmark = [
 
 GIVEN = {"image", "file", "folder"}
 SAID = {"prompt", "question", "style"}
+CONTROL = "input, textarea, button:not([data-testid]), [role=combobox]"
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +33,10 @@ def opened(page, template: str) -> list[str]:
     graph["extra"]["linearMode"] = True
     page.evaluate("async ([graph, name]) => await app.loadGraphData(graph, true, true, name)", [graph, template])
     items = page.get_by_test_id("app-mode-widget-item")
-    items.first.wait_for()
-    page.wait_for_timeout(300)
-    labels = [item.get_by_test_id("builder-widget-label").inner_text() for item in items.all()]
-    assert len(labels) == len(graph["extra"]["linearData"]["inputs"])
-    assert all(
-        item.locator("input, textarea, button:not([data-testid]), [role=combobox]").count() for item in items.all()
-    )
-    return labels
+    shown = items.filter(has=page.locator(CONTROL))
+    expect(shown).to_have_count(len(graph["extra"]["linearData"]["inputs"]))
+    expect(items).to_have_count(shown.count())
+    return items.get_by_test_id("builder-widget-label").all_inner_texts()
 
 
 @pytest.mark.parametrize("name", workflows.names())

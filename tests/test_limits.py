@@ -31,9 +31,10 @@ def test_a_file_outside_the_folders_is_refused(server, widget, name):
         server.queue(prompt)
 
 
+DEMONSTRATION = "demonstration (nano)"
 PICTURE, VIDEO = ["20", 0], ["22", 0]
 SOURCES = {
-    endurance.LOADER: loader(),
+    endurance.LOADER: loader(DEMONSTRATION),
     "20": node("LoadImage", image=endurance.INPUT),
     "21": node("RepeatImageBatch", image=PICTURE, amount=9),
     "22": node("CreateVideo", images=["21", 0], fps=12.0),
@@ -47,6 +48,7 @@ NUMBERED = {
         "model": MODEL, "clip": CLIP, "task": "question", "task.question": "What?", "images.image0": PICTURE,
         "image_resolution": KEEP, **SAMPLING,
     },
+    "LanceContextWindows": {"model": MODEL, "window": "custom", "window.frames": 1025, "window.overlap": 0},
     "LanceEncodeVideoEdit": {
         "clip": CLIP, "vae": VAE, "video": VIDEO, "prompt": "blue", "resolution": KEEP, "sample_fps": 12.0,
         "max_seconds": 6.0,
@@ -118,8 +120,9 @@ def test_numbers_beyond_their_limits(server, schema, name):
 @pytest.mark.skipif(promises_memory(), reason="207 GB would be tried")
 def test_more_memory_than_there_is(server, schema):
     """All at their limits make a latent of 207 GB: the job fails for memory, and the next one is right."""
-    before = endurance.run(server, endurance.picture())
+    picture = endurance.picture() | {endurance.LOADER: loader(DEMONSTRATION)}
+    before = endurance.run(server, picture)
     limits = {widget: options["max"] for widget, options in schema["EmptyLanceLatent"].items()}
     with pytest.raises(RuntimeError, match="There is no memory for .* Lower batch_size, frames or the size"):
         server.wait(server.queue(with_widgets("EmptyLanceLatent", **limits)), timeout=60)
-    assert endurance.same(endurance.run(server, endurance.picture()), before)
+    assert endurance.same(endurance.run(server, picture), before)

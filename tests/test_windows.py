@@ -19,6 +19,7 @@ from comfyui_lance.lance_model.resolution import PRESETS
 from comfyui_lance.lance_model.sequence import Label
 from comfyui_lance.lance_model.transformer import LanceTransformer
 from comfyui_lance.nodes.guidance import LanceGuidance
+from comfyui_lance.nodes.windows import LanceContextWindows
 from support.sampling import PROMPT, ksample, relative, sample, schedule
 
 LATENTS = 7  # of 25 frames
@@ -245,3 +246,24 @@ def test_guidance_by_pictures_goes_window_by_window(lance, video_edit, seen):
     ]
     assert {frames for its in sources for frames in its} == {3, 4}
     assert sum(not its for its in sources) == 3  # the branch without the source
+
+
+def test_automatic_windows_are_as_long_as_the_models_clips(lance, nano):
+    handlers = [
+        LanceContextWindows.execute(model, {"window": "automatic"})[0].model_options["context_handler"]
+        for model in (lance[0], nano[0])
+    ]
+    assert [(handler.context_length, handler.context_overlap, handler.dim) for handler in handlers] == [
+        (13, 3, 2),  # latent frames of 49 and of 12
+        (3, 1, 2),
+    ]
+
+
+def test_windows_of_ones_own_are_those_of_core(lance, video_edit):
+    ours = LanceContextWindows.execute(lance[0], {"window": "custom", "frames": 9, "overlap": 4})[0]
+    assert torch.equal(ksample(ours, NOISE, video_edit, 2), ksample(windows(lance[0]), NOISE, video_edit, 2))
+
+
+def test_windows_that_never_move_on_are_said(lance):
+    with pytest.raises(ValueError, match="Windows of 9 frames cannot overlap by 12. Set overlap to 8 or less"):
+        LanceContextWindows.execute(lance[0], {"window": "custom", "frames": 9, "overlap": 12})

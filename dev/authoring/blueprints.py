@@ -29,7 +29,7 @@ from ..host.workflows import texts
 from . import clips, pictures
 from .drawing import build, check, open_workflow, settle
 from .graph import Graph
-from .parts import CHOSEN, CIRCLE, MOVING, PAIR, load
+from .parts import CIRCLE, MOVING, PAIR, RESOLUTION, load
 from .settings import RESULTS, settings
 
 MAKE_BLUEPRINT = Path(__file__).with_name("make_blueprint.js").read_text()
@@ -55,8 +55,8 @@ def ask(g: Graph, task: str = "question", **answer: str) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task=task,
-        image_resolution=CHOSEN.resolution,
-        video_resolution=CHOSEN.resolution,
+        image_resolution=RESOLUTION,
+        video_resolution=RESOLUTION,
         video=video["VIDEO"],
         **{"images.image0": picture["IMAGE"]},
         **(answer or {"task.question": "Where is the orange square?"}),
@@ -81,7 +81,7 @@ def enhance_prompt(g: Graph) -> None:
         prompt="a red star",
         sampling="on",
         image=picture["IMAGE"],
-        image_resolution=CHOSEN.resolution,
+        image_resolution=RESOLUTION,
         **{"sampling.seed": 0},
     )
     g.column()

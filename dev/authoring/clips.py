@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from ..host.workflows import VIDEO_MODEL
 from .graph import Graph
-from .parts import (
-    CHOSEN,
-    CIRCLE,
-    CIRCLE_RIGHT,
-    CLIP,
-    EDITED_CLIP,
-    GIVEN_CLIP,
-    MOVING,
-    REFERRED_CLIP,
-    SEEN_AND_GIVEN,
-    STAR,
-    empty_latent,
-    load,
-    make_clip,
-    note,
-)
+from .parts import CIRCLE, CIRCLE_RIGHT, FRAMES, MOVING, RESOLUTION, STAR, empty_latent, load, make_clip, note
 
 
 def text_to_video(g: Graph) -> None:
@@ -27,10 +11,10 @@ def text_to_video(g: Graph) -> None:
     Lance makes a clip of 12 frames a second from a description. There is no sound.
 
     - **Prompt**: what is there, how it moves and what the camera does.
-    - **Frames**: 49 are four seconds; 121 at most, which cost four times as much.
+    - **Frames**: 1 is as many as the model likes best; 49 are four seconds, 121 the most, at four times the time.
     - **Size**: *video 360p* for a quick look.
     """
-    note(g, "Text to video", text, CLIP, VIDEO_MODEL)
+    note(g, "Text to video", text, clips=True)
     g.box("1 · Model and size")
     lance = load(g, clips=True)
     latent = empty_latent(g, lance, clip=True)
@@ -50,7 +34,7 @@ def video_edit(g: Graph) -> None:
     - **Prompt**: what to change.
     - **Resolution**: *video 360p* is much quicker.
     """
-    note(g, "Video edit", text, EDITED_CLIP, VIDEO_MODEL)
+    note(g, "Video edit", text, clips=True)
     g.box("1 · Model and clip")
     lance = load(g, clips=True)
     video = g.add("LoadVideo", file=MOVING)
@@ -62,7 +46,7 @@ def video_edit(g: Graph) -> None:
         vae=lance["VAE"],
         video=video["VIDEO"],
         prompt="make the circle purple",
-        resolution=CHOSEN.resolution,
+        resolution=RESOLUTION,
     )
     g.box("3 · Sampling")
     make_clip(g, "4 · Clip", "video_edit", lance, edit, edit["latent"], fps=edit["fps"], audio=parts["audio"])
@@ -74,9 +58,9 @@ def image_to_video(g: Graph) -> None:
 
     - **Picture**: your own. Connect the last frames of a clip instead, and it is continued.
     - **Prompt**: what is seen, what moves and how, and what the camera does.
-    - **Frames**: 49 are four seconds; 121 at most.
+    - **Frames**: 1 is as many as the model likes best; 49 are four seconds, 121 the most.
     """
-    note(g, "Image to video", text, GIVEN_CLIP, VIDEO_MODEL)
+    note(g, "Image to video", text, clips=True)
     g.box("1 · Model and picture")
     lance = load(g, clips=True)
     picture = g.add("LoadImage", image=CIRCLE)
@@ -88,8 +72,8 @@ def image_to_video(g: Graph) -> None:
         "LanceImageToVideo",
         vae=lance["VAE"],
         start=picture["IMAGE"],
-        resolution=CHOSEN.resolution,
-        frames=CHOSEN.frames,
+        resolution=RESOLUTION,
+        frames=FRAMES,
     )
     g.box("3 · Sampling")
     make_clip(g, "4 · Clip", "image_to_video", lance, prompt, latent["LATENT"])
@@ -103,7 +87,7 @@ def first_last_frame(g: Graph) -> None:
     - **Pictures**: your own. The last is cut to the size of the first.
     - **Prompt**: what happens between.
     """
-    note(g, "First and last frame", text, GIVEN_CLIP, VIDEO_MODEL)
+    note(g, "First and last frame", text, clips=True)
     g.box("1 · Model")
     lance = load(g, clips=True)
     g.column("2 · Pictures")
@@ -118,8 +102,8 @@ def first_last_frame(g: Graph) -> None:
         vae=lance["VAE"],
         start=start["IMAGE"],
         end=end["IMAGE"],
-        resolution=CHOSEN.resolution,
-        frames=CHOSEN.frames,
+        resolution=RESOLUTION,
+        frames=FRAMES,
     )
     g.box("4 · Sampling")
     make_clip(g, "5 · Clip", "first_last_frame", lance, prompt, latent["LATENT"])
@@ -132,7 +116,7 @@ def subject_video(g: Graph) -> None:
     - **Reference**: your own picture; connect more and sockets grow. Speak of them as *the first picture* and so on.
     - **Prompt**: the scene and what happens in it.
     """
-    note(g, "Subject to video", text, REFERRED_CLIP, VIDEO_MODEL)
+    note(g, "Subject to video", text, clips=True)
     g.box("1 · Model, reference, size")
     lance = load(g, clips=True)
     reference = g.add("LoadImage", image=STAR)
@@ -145,7 +129,7 @@ def subject_video(g: Graph) -> None:
         **{"images.image0": reference["IMAGE"]},
         prompt="the object from the picture moves right on a pink background",
         target="video",
-        resolution=CHOSEN.resolution,
+        resolution=RESOLUTION,
     )
     g.box("3 · Sampling")
     make_clip(g, "4 · Clip", "subject_video", lance, prompt, latent)
@@ -158,7 +142,7 @@ def enhanced_text_to_video(g: Graph) -> None:
     - **Idea**: a few words.
     - Its **seed**: another number, another description.
     """
-    note(g, "Enhanced text to video", text, CLIP, VIDEO_MODEL)
+    note(g, "Enhanced text to video", text, clips=True)
     g.box("1 · Model and size")
     lance = load(g, clips=True)
     latent = empty_latent(g, lance, clip=True)
@@ -184,7 +168,7 @@ def caption_to_video(g: Graph) -> None:
 
     - **Picture**: your own.
     """
-    note(g, "Picture, caption, clip", text, SEEN_AND_GIVEN, VIDEO_MODEL)
+    note(g, "Picture, caption, clip", text, clips=True)
     g.box("1 · Model and picture")
     lance = load(g, clips=True)
     picture = g.add("LoadImage", image=CIRCLE)
@@ -195,7 +179,7 @@ def caption_to_video(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=CHOSEN.resolution,
+        image_resolution=RESOLUTION,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
     g.beside()
@@ -207,7 +191,7 @@ def caption_to_video(g: Graph) -> None:
         clip=lance["CLIP"],
         prompt=caption["text"],
         image=picture["IMAGE"],
-        image_resolution=CHOSEN.resolution,
+        image_resolution=RESOLUTION,
         sampling="on",
         **{"sampling.seed": 0},
     )
@@ -219,8 +203,8 @@ def caption_to_video(g: Graph) -> None:
         "LanceImageToVideo",
         vae=lance["VAE"],
         start=picture["IMAGE"],
-        resolution=CHOSEN.resolution,
-        frames=CHOSEN.frames,
+        resolution=RESOLUTION,
+        frames=FRAMES,
     )
     g.box("5 · Sampling")
     make_clip(g, "6 · Clip", "caption_to_video", lance, prompt, latent["LATENT"])

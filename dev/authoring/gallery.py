@@ -86,12 +86,12 @@ class Gallery:
 
     def __init__(self, folder: Path):
         from ...lance_model import loading, media, nano
-        from ...nodes import answer, edit, frames, guidance, paste, reference, resolution
+        from ...nodes import answer, edit, frames, guidance, paste, reference, resolution, windows
         from ...training import judge
 
         self.judging, self.media = judge, media
         self.answer, self.edit, self.frames, self.guidance = answer, edit, frames, guidance
-        self.paste, self.reference, self.resolution = paste, reference, resolution
+        self.paste, self.reference, self.resolution, self.windows = paste, reference, resolution, windows
         self.judge = judge.Judge(*loading.load(nano.checkpoint(folder)))
 
     def with_lora(self, file: Path, strength: float):
@@ -125,7 +125,7 @@ class Gallery:
         latent = self.judging.EmptyLanceLatent.execute(self.judging.SIZE, 1, 1).result[0]
         return self.judge.sample(*encoded, latent, 7)[0]
 
-    def edited_clip(self, path: Path, instruction: str):
+    def edited_clip(self, path: Path, instruction: str, model=None):
         """The clip's frames, and the edited ones."""
         from comfy_api.latest import InputImpl
 
@@ -135,7 +135,8 @@ class Gallery:
             self.judge.clip, self.judge.vae, video, instruction, self.resolution.KEEP, 12.0, 6.0
         ).result
         frames = (video.get_components().images * 255).round().byte().numpy()
-        return frames, self.judge.sample(*encoded, 7)
+        judge = self.judge if model is None else self.judging.Judge(model, self.judge.clip, self.judge.vae)
+        return frames, judge.sample(*encoded, 7)
 
     def from_picture(self, first: world.Scene, prompt: str):
         encode, given = self.judging.LanceEncode.execute, self.judging.image(first)
@@ -239,6 +240,8 @@ def help_pictures(gallery: Gallery, look: Path) -> dict[str, Callable[[], list]]
     asked = {"task": "question", "question": question}
     seen = {"images": {"image0": judging.image(pair)}, "image_resolution": gallery.resolution.KEEP}
     source, recolored = gallery.edited_clip(INPUTS / "lance_moving.mp4", "make the circle purple")
+    in_windows = gallery.windows.LanceContextWindows.execute(model, {"window": "automatic"}).result[0]
+    longer, long = gallery.edited_clip(INPUTS / "lance_to_and_fro.mp4", "make the circle purple", in_windows)
     moved = gallery.from_picture(CIRCLE, "a red circle moves right on a green background")
     clip = judge.made("a green heart moves up on a pink background", 5, world.FRAMES)
     return {
@@ -247,6 +250,7 @@ def help_pictures(gallery: Gallery, look: Path) -> dict[str, Callable[[], list]]
         "LanceEncodeEdit": [pixels(CIRCLE), "make the circle blue", gallery.edited(CIRCLE, "make the circle blue")],
         "LancePasteEdit": [three, "make the circle blue", gallery.pasted(three, "make the circle blue")],
         "LanceEncodeVideoEdit": [source[4], "make the circle purple", recolored[4]],
+        "LanceContextWindows": [longer[12], "make the circle purple", *long[[2, 12, 22]]],
         "LanceEncodeReferences": [
             pixels(STAR),
             gallery.with_subject(STAR, "the object from the picture at the top on a green background"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .graph import Graph, Link, Node
-from .parts import CIRCLE, FILES, REPOSITORY, joined, make_picture, sampled
+from .parts import CIRCLE, FILES, REPOSITORY, RESOLUTION, empty_latent, make_edit, make_picture, note, sampled
 
 LOOK, PAIRS, KNOWN = "lance_look", "lance_pairs", "lance_known_edits"  # folders in api/input
 SIDE = 64  # pixels of the pictures in them
@@ -14,10 +14,6 @@ As it is, this trains a tiny **demonstration model** on coloured shapes. For [La
 *automatic (pictures)* in *Load Lance*, your **folder**, *bf16* as **training_dtype**, and switch
 **gradient_checkpointing** on. The plugin's *docs/training.md* says how to prepare examples, and which memory it takes.
 """
-
-
-def note(g: Graph, title: str, text: str) -> None:
-    g.note("\n\n".join((f"## {title}", joined(text), f"### The model\n{joined(MODEL_NOTE)}")))
 
 
 def load(g: Graph) -> Node:
@@ -78,7 +74,7 @@ def train_look(g: Graph) -> None:
     - **Drawn by Lance itself**: pictures of the captions as they are, so that it keeps what it knows.
     - **Steps**, **learning rate**: more, or higher, learns more and keeps less. Let **batch_size** be 1.
     """
-    note(g, "Train a look", text)
+    note(g, "Train a look", text, model_note=MODEL_NOTE)
     g.box("1 · Model and pictures")
     lance = load(g)
     pictures = g.add("LoadImageTextDataSetFromFolder", folder=LOOK)
@@ -104,8 +100,7 @@ def train_look(g: Graph) -> None:
         prompt=f"{IN_WORDS} a large yellow star in the middle on a blue background",
         target="image",
     )
-    size = g.add("EmptyLanceLatent", "Picture Size", size="automatic picture", model=lance["MODEL"])
-    make_picture(g, "7 · Picture", "train_look", learnt, prompt, size["LATENT"])
+    make_picture(g, "7 · Picture", "train_look", learnt, prompt, empty_latent(g, lance))
 
 
 def train_edit(g: Graph) -> None:
@@ -120,7 +115,7 @@ def train_edit(g: Graph) -> None:
     keeps what it knows.
     - **Steps**, **learning rate**: more, or higher, learns more and keeps less. Let **batch_size** be 1.
     """
-    note(g, "Train an edit", text)
+    note(g, "Train an edit", text, model_note=MODEL_NOTE)
     g.box("1 · Model and examples")
     lance = load(g)
     pairs = g.add("LoadImageTextDataSetFromFolder", "Pairs", folder=PAIRS)
@@ -135,7 +130,7 @@ def train_edit(g: Graph) -> None:
         for title, x in (("Before", 0), ("After", SIDE))
     ]
     g.column("2 · The new edit")
-    settings = {"clip": lance["CLIP"], "vae": lance["VAE"], "resolution": "automatic"}
+    settings = {"clip": lance["CLIP"], "vae": lance["VAE"], "resolution": RESOLUTION}
     before, after = (
         g.add("LanceEncodeEdit", title, image=half["IMAGE"], prompt=pairs["texts"], **settings)
         for title, half in zip(("Lance Encode Image Edit", "The result's latent"), halves)
@@ -147,7 +142,7 @@ def train_edit(g: Graph) -> None:
     learnt = trained(g, lance, "lance_edit", latents, positive, 1700, 0.0008)
     picture = g.add("LoadImage", image=CIRCLE)
     prompt = g.add("LanceEncodeEdit", image=picture["IMAGE"], prompt="make the circle a star", **settings)
-    make_picture(g, "7 · Picture", "train_edit", learnt, prompt, prompt["latent"])
+    make_edit(g, "7 · Picture", "train_edit", learnt, prompt)
 
 
 WORKFLOWS = (train_look, train_edit)

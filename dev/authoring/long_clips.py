@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..host.workflows import VIDEO_MODEL
 from .graph import Graph, Link, Node
-from .parts import CHOSEN, CIRCLE, LONG, decoded, load, note, sampled, save_clip
+from .parts import CIRCLE, FRAMES, LONG, RESOLUTION, decoded, empty_latent, load, note, sampled, save_clip
 
 GIVEN = 5  # frames of a clip that its continuation begins with
 ALL = 4096  # frames; those that there are
+EIGHT_SECONDS = 97  # frames
 WHOLE, PIECES = 1024, {"overlap": 64, "temporal_size": 64, "temporal_overlap": 8}  # pixels and frames
 
 
 def make_long_clip(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link, **clip: Any) -> None:
-    """From the prompt to the clip, in windows that stand still, so that each reads its part of a source once. Decoded
-    piece by piece, so that a card never holds all frames."""
-    windows = g.add(
-        "WanContextWindowsManual",
-        "Context Windows",
-        model=lance["MODEL"],
-        context_length=CHOSEN.window,
-        context_overlap=CHOSEN.overlap,
-        context_schedule="standard_static",
-        freenoise=False,
-    )
+    """From the prompt to the clip, in windows. Decoded piece by piece, so that a card never holds all frames."""
+    windows = g.add("LanceContextWindows", "Context Windows", model=lance["MODEL"], window="automatic")
     g.beside()
     samples = sampled(g, lance, prompt, latent, windows["MODEL"])
     g.column(title)
@@ -38,18 +29,17 @@ def long_text_to_video(g: Graph) -> None:
     every window is asked for the whole prompt.
 
     - **Prompt**: what goes on all the time, not what happens once.
-    - **Frames**: as many as you like; time grows with them, memory hardly.
+    - **Frames**: 97 are eight seconds. As many as you like; time grows with them, memory hardly.
     - **Context Windows**: longer windows hold together better, but take longer.
     """
-    sizes = ", *video 480p 848x480* as the size and 241 frames, and windows of 61 with an overlap of 12"
-    note(g, "Long text to video", text, sizes, VIDEO_MODEL)
+    note(g, "Long text to video", text, clips=True)
     g.box("1 · Model and size")
     lance = load(g, clips=True)
-    latent = g.add("EmptyLanceLatent", "Clip Size and Length", size=CHOSEN.clip_size, frames=CHOSEN.long)
+    latent = empty_latent(g, lance, clip=True, frames=EIGHT_SECONDS)
     g.column("2 · Prompt")
     prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt="a yellow star turns on a blue background", target="video")
     g.box("3 · Windows and sampling")
-    make_long_clip(g, "4 · Clip", "long_text_to_video", lance, prompt, latent["LATENT"])
+    make_long_clip(g, "4 · Clip", "long_text_to_video", lance, prompt, latent)
 
 
 def long_video_edit(g: Graph) -> None:
@@ -61,8 +51,7 @@ def long_video_edit(g: Graph) -> None:
     - **Prompt**: what to change.
     - **Context Windows**: longer windows hold together better, but take longer.
     """
-    sizes = ", *video 480p* as the resolution, and windows of 61 with an overlap of 12"
-    note(g, "Long video edit", text, sizes, VIDEO_MODEL)
+    note(g, "Long video edit", text, clips=True)
     g.box("1 · Model and clip")
     lance = load(g, clips=True)
     video = g.add("LoadVideo", file=LONG)
@@ -74,7 +63,7 @@ def long_video_edit(g: Graph) -> None:
         vae=lance["VAE"],
         video=video["VIDEO"],
         prompt="make the circle purple",
-        resolution=CHOSEN.resolution,
+        resolution=RESOLUTION,
         max_seconds=600.0,
     )
     g.box("3 · Windows and sampling")
@@ -90,7 +79,7 @@ def continued_clip(g: Graph) -> None:
     - **Prompts**: what happens first, then, and in the end.
     - **Frames** of the continuations count those {GIVEN}.
     """
-    note(g, "Continued clip", text, ", *video 480p* as the resolution and 49 frames, three times each", VIDEO_MODEL)
+    note(g, "Continued clip", text, clips=True)
     g.box("1 · Model and picture")
     lance = load(g, clips=True)
     picture = g.add("LoadImage", image=CIRCLE)
@@ -110,9 +99,7 @@ def continued_clip(g: Graph) -> None:
 def piece(g: Graph, lance: Node, start: Link, prompt: str) -> Link:
     """Frames of a clip that begins with the given ones."""
     encoded = g.add("LanceEncode", clip=lance["CLIP"], target="video", prompt=prompt)
-    latent = g.add(
-        "LanceImageToVideo", vae=lance["VAE"], start=start, resolution=CHOSEN.resolution, frames=CHOSEN.frames
-    )
+    latent = g.add("LanceImageToVideo", vae=lance["VAE"], start=start, resolution=RESOLUTION, frames=FRAMES)
     g.beside()
     return decoded(g, lance, sampled(g, lance, encoded, latent["LATENT"]))
 

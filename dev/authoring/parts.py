@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from textwrap import dedent
 from typing import Any
 
-from ..host.workflows import DEMONSTRATION, IMAGE_MODEL, VIDEO_MODEL
+from ..host.workflows import IMAGE_MODEL, VIDEO_MODEL
 from .graph import Graph, Link, Node
 
 REPOSITORY = "https://huggingface.co/bytedance-research/Lance"
@@ -18,62 +17,13 @@ FILES = [
 ]
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What all workflows choose, and what the note says of it. `{}` in `model_note`: the model, what else to choose."""
-
-    picture_model: str
-    clip_model: str
-    picture_size: str
-    clip_size: str
-    resolution: str
-    frames: int
-    long: int  # frames of a long clip, in windows of
-    window: int
-    overlap: int
-    model_note: str
-
-
-ON_DEMONSTRATION = Choices(
-    picture_model="demonstration (nano)",  # comes with the plugin, so every workflow runs as it is
-    clip_model="demonstration (nano)",
-    picture_size=DEMONSTRATION,
-    clip_size=DEMONSTRATION,
-    resolution=DEMONSTRATION,
-    frames=9,
-    long=25,
-    window=5,
-    overlap=4,
-    model_note=f"""
-    This runs as it is, on a tiny **demonstration model** that knows coloured shapes. For [Lance]({REPOSITORY}) itself,
-    get its files (the plugin's README says which), press **R**, and choose *{{}}* in *Load Lance*{{}}.
-    """,
-)
-AUTOMATIC = Choices(
-    picture_model="automatic (pictures)",
-    clip_model="automatic (clips)",
-    picture_size="automatic picture",
-    clip_size="automatic clip",
-    resolution="automatic",
-    frames=1,  # as many as the model is at its best with
-    long=241,  # these are for Lance itself
-    window=61,
-    overlap=12,
-    model_note=f"""
-    *automatic* is [Lance]({REPOSITORY}) if you have it, else a tiny **demonstration model** that knows coloured shapes.
-    To get Lance, choose a *download* in *Load Lance*.
-    """,
-)
-CHOSEN = ON_DEMONSTRATION
-# What else to choose for Lance itself.
-PICTURE, CLIP = ", *image 768x768* as the size", ", *video 480p 848x480* as the size and 49 frames"
-EDITED, EDITED_CLIP = ", *image 768* as the resolution", ", *video 480p* as the resolution"
-GIVEN_CLIP = ", *video 480p* as the resolution and 49 frames"
-SEEN = ", *image 768* as the picture's resolution (advanced)"
-SEEN_CLIP = ", *video 480p* as the clip's resolution (advanced)"
-REFERRED = ", *image 768x768* as the size and *image 768* as the resolution"
-REFERRED_CLIP = ", *video 480p 848x480* as the size, *image 768* as the resolution and 49 frames"
-SEEN_AND_GIVEN = ", *video 480p* as the resolution, *image 768* as the pictures' (advanced) and 49 frames"
+# What all workflows choose: it follows the model, which is the best that there is.
+RESOLUTION = "automatic"
+FRAMES = 1  # as many as the model is at its best with
+MODEL_NOTE = f"""
+*automatic* is [Lance]({REPOSITORY}) if you have it, else a tiny **demonstration model** that knows coloured shapes. To
+get Lance, choose *download {{}}* in *Load Lance*. Sizes follow the model.
+"""
 
 SEED = 42
 # In api/input.
@@ -86,27 +36,27 @@ MOVING = "lance_moving.mp4"
 LONG = "lance_to_and_fro.mp4"
 
 
-def note(g: Graph, title: str, text: str, sizes: str, model: str = IMAGE_MODEL) -> None:
+def note(g: Graph, title: str, text: str, clips: bool = False, model_note: str = MODEL_NOTE) -> None:
     """What happens, what to change, which model."""
-    blocks = (f"## {title}", joined(text), f"### The model\n{joined(CHOSEN.model_note).format(model, sizes)}")
-    g.note("\n\n".join(blocks))
+    model = _joined(model_note).format("Lance_3B_Video" if clips else "Lance_3B")
+    g.note("\n\n".join((f"## {title}", _joined(text), f"### The model\n{model}")))
 
 
-def joined(text: str) -> str:
+def _joined(text: str) -> str:
     """A block of text whose lines go on until a blank one or a list's next item."""
     return re.sub(r"(?<!\n)\n(?![-\n])", " ", dedent(text).strip())
 
 
 def load(g: Graph, clips: bool = False) -> Node:
-    loader = g.add("LanceLoader", model=CHOSEN.clip_model if clips else CHOSEN.picture_model)
+    loader = g.add("LanceLoader", model=f"automatic ({'clips' if clips else 'pictures'})")
     loader.properties["models"] = FILES
     return loader
 
 
-def empty_latent(g: Graph, lance: Node, clip: bool = False) -> Link:
-    sizes = {"size": CHOSEN.clip_size, "frames": CHOSEN.frames} if clip else {"size": CHOSEN.picture_size}
-    model = {"model": lance["MODEL"]} if CHOSEN is AUTOMATIC else {}
-    return g.add("EmptyLanceLatent", "Clip Size and Length" if clip else "Picture Size", **sizes, **model)["LATENT"]
+def empty_latent(g: Graph, lance: Node, clip: bool = False, frames: int = FRAMES) -> Link:
+    title = "Clip Size and Length" if clip else "Picture Size"
+    size = f"automatic {'clip' if clip else 'picture'}"
+    return g.add("EmptyLanceLatent", title, size=size, frames=frames, model=lance["MODEL"])["LATENT"]
 
 
 def decoded(g: Graph, lance: Node, samples: Link) -> Link:
@@ -137,6 +87,15 @@ def make_picture(g: Graph, title: str, name: str, lance: Node, prompt: Node, lat
     samples = sampled(g, lance, prompt, latent)
     g.column(title)
     g.add("SaveImage", images=decoded(g, lance, samples), filename_prefix=f"lance/{name}")
+
+
+def make_edit(g: Graph, title: str, name: str, lance: Node, edit: Node) -> None:
+    """The same for an edit, which then lies over its source."""
+    samples = sampled(g, lance, edit, edit["latent"])
+    g.column(title)
+    edited = decoded(g, lance, samples)
+    pasted = g.add("LancePasteEdit", edited=edited, latent=edit["latent"], feather=2.0)["IMAGE"]
+    g.add("SaveImage", images=pasted, filename_prefix=f"lance/{name}")
 
 
 def make_clip(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link, **clip: Any) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from .graph import Graph
 from .parts import (
-    CHOSEN,
     CIRCLE,
-    EDITED,
     MASK,
     PAIR,
-    PICTURE,
-    REFERRED,
+    RESOLUTION,
     STAR,
     decoded,
     empty_latent,
     load,
+    make_edit,
     make_picture,
     note,
     sampled,
@@ -26,10 +24,10 @@ def text_to_image(g: Graph) -> None:
     Lance draws one picture from a description.
 
     - **Prompt**: sentences that say what is there, its colours, materials, light and place.
-    - **Size**: those that Lance knows; *custom* takes any multiple of 16.
+    - **Size**: *automatic*, one of those that Lance knows, or *custom*.
     - **Seed**: another number, another picture.
     """
-    note(g, "Text to image", text, PICTURE)
+    note(g, "Text to image", text)
     g.box("1 · Model and size")
     lance = load(g)
     latent = empty_latent(g, lance)
@@ -46,12 +44,12 @@ def text_to_image(g: Graph) -> None:
 
 def image_edit(g: Graph) -> None:
     text = """
-    Lance changes a picture as you tell it and keeps the rest.
+    Lance changes a picture as you tell it and keeps the rest. The result has the picture's own size.
 
-    - **Picture**: your own.
+    - **Picture**: your own, of any size.
     - **Prompt**: what to change, remove, add or turn into what.
     """
-    note(g, "Image edit", text, EDITED)
+    note(g, "Image edit", text)
     g.box("1 · Model and picture")
     lance = load(g)
     picture = g.add("LoadImage", image=CIRCLE)
@@ -62,10 +60,10 @@ def image_edit(g: Graph) -> None:
         vae=lance["VAE"],
         image=picture["IMAGE"],
         prompt="make the circle blue",
-        resolution=CHOSEN.resolution,
+        resolution=RESOLUTION,
     )
     g.box("3 · Sampling")
-    make_picture(g, "4 · Picture", "image_edit", lance, edit, edit["latent"])
+    make_edit(g, "4 · Picture", "image_edit", lance, edit)
 
 
 def masked_edit(g: Graph) -> None:
@@ -76,7 +74,7 @@ def masked_edit(g: Graph) -> None:
     connect its MASK.
     - **Prompt**: what to change.
     """
-    note(g, "Masked edit", text, EDITED)
+    note(g, "Masked edit", text)
     g.box("1 · Model")
     lance = load(g)
     g.column("2 · Picture and mask")
@@ -90,10 +88,10 @@ def masked_edit(g: Graph) -> None:
         image=picture["IMAGE"],
         mask=mask["MASK"],
         prompt="make the square green",
-        resolution=CHOSEN.resolution,
+        resolution=RESOLUTION,
     )
     g.box("4 · Sampling")
-    make_picture(g, "5 · Picture", "masked_edit", lance, edit, edit["latent"])
+    make_edit(g, "5 · Picture", "masked_edit", lance, edit)
 
 
 def multi_turn_edit(g: Graph) -> None:
@@ -103,7 +101,7 @@ def multi_turn_edit(g: Graph) -> None:
     - **Prompts**: one instruction a turn.
     - More turns: copy a box and connect it to the last picture.
     """
-    note(g, "Multi-turn edit", text, EDITED)
+    note(g, "Multi-turn edit", text)
     g.box("Model and picture")
     lance = load(g)
     image = g.add("LoadImage", image=CIRCLE)["IMAGE"]
@@ -117,7 +115,7 @@ def multi_turn_edit(g: Graph) -> None:
             vae=lance["VAE"],
             image=image,
             prompt=instruction,
-            resolution=CHOSEN.resolution,
+            resolution=RESOLUTION,
         )
         image = decoded(g, lance, sampled(g, lance, edit, edit["latent"]))
         if turn < len(instructions):
@@ -132,7 +130,7 @@ def subject_image(g: Graph) -> None:
     - **Reference**: your own picture; connect more and sockets grow.
     - **Prompt**: the new scene. Call the subject by what it is: *the teapot from the picture*.
     """
-    note(g, "Subject to image", text, REFERRED)
+    note(g, "Subject to image", text)
     g.box("1 · Model, reference, size")
     lance = load(g)
     reference = g.add("LoadImage", image=STAR)
@@ -145,7 +143,7 @@ def subject_image(g: Graph) -> None:
         **{"images.image0": reference["IMAGE"]},
         prompt="the object from the picture at the top on a green background",
         target="image",
-        resolution=CHOSEN.resolution,
+        resolution=RESOLUTION,
     )
     g.box("3 · Sampling")
     make_picture(g, "4 · Picture", "subject_image", lance, prompt, latent)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..host.workflows import VIDEO_MODEL
 from .graph import Graph, Link
-from .parts import CHOSEN, MOVING, PAIR, SEEN, SEEN_CLIP, load, note
+from .parts import MOVING, PAIR, RESOLUTION, load, note
 
 SHOWN = (480, 300)  # the size of a node that shows text
 
@@ -21,7 +20,7 @@ def image_question(g: Graph) -> None:
     - **Question**: anything. Connect more pictures and ask about all of them.
     - **Sampling** *on* if an answer stops at once or repeats itself.
     """
-    note(g, "Ask about a picture", text, SEEN)
+    note(g, "Ask about a picture", text)
     g.box("1 · Model and picture")
     lance = load(g)
     picture = g.add("LoadImage", image=PAIR)
@@ -31,7 +30,7 @@ def image_question(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
-        image_resolution=CHOSEN.resolution,
+        image_resolution=RESOLUTION,
         **{"task.question": "Where is the orange square?", "images.image0": picture["IMAGE"]},
     )
     g.column("3 · Answer")
@@ -44,7 +43,7 @@ def video_question(g: Graph) -> None:
 
     - **Question**: what happens, in which order, in which direction.
     """
-    note(g, "Ask about a clip", text, SEEN_CLIP, VIDEO_MODEL)
+    note(g, "Ask about a clip", text, clips=True)
     g.box("1 · Model and clip")
     lance = load(g, clips=True)
     video = g.add("LoadVideo", file=MOVING)
@@ -54,7 +53,7 @@ def video_question(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="question",
-        video_resolution=CHOSEN.resolution,
+        video_resolution=RESOLUTION,
         video=video["VIDEO"],
         **{"task.question": "What does the circle do?"},
     )
@@ -69,7 +68,7 @@ def caption(g: Graph) -> None:
     - **Style**: how much it says.
     - A clip can be connected in place of the picture.
     """
-    note(g, "Caption", text, SEEN)
+    note(g, "Caption", text)
     g.box("1 · Model and picture")
     lance = load(g)
     picture = g.add("LoadImage", image=PAIR)
@@ -80,7 +79,7 @@ def caption(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=CHOSEN.resolution,
+        image_resolution=RESOLUTION,
         **{"task.style": "accurate", "images.image0": picture["IMAGE"]},
     )
     g.column("3 · Text")
@@ -95,7 +94,7 @@ def caption_dataset(g: Graph) -> None:
     - **Folder**: a folder in ComfyUI's *input*.
     - **Folder name**: where the pairs go, in ComfyUI's *output*.
     """
-    note(g, "Caption a folder", text, SEEN)
+    note(g, "Caption a folder", text)
     g.box("1 · Model and folder")
     lance = load(g)
     pictures = g.add("LoadImageDataSetFromFolder", folder="lance_dataset")
@@ -106,7 +105,7 @@ def caption_dataset(g: Graph) -> None:
         model=lance["MODEL"],
         clip=lance["CLIP"],
         task="caption",
-        image_resolution=CHOSEN.resolution,
+        image_resolution=RESOLUTION,
         **{"task.style": "key features", "images.image0": pictures["images"]},
     )
     g.column("3 · Pairs")
