@@ -55,6 +55,8 @@ TEXT_ENCODER_PREFIX = "text_encoders."  # in a single file
 class CheckpointError(ValueError):
     """A file that is not what was asked for; the message is meant for the user."""
 
+    __module__ = "lance"  # the page prints it, and the true one begins with the path of the plugin's folder
+
     def __init__(self, message: str):
         # A file's names may be anything, and of any length: they stay within one line, and the cure at the end is kept.
         message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)

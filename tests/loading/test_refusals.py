@@ -13,6 +13,7 @@ from comfyui_lance.lance_model import language, loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.lance_model.media import preprocess
 from comfyui_lance.lance_model.resolution import IMAGE
+from execution import full_type_name
 from support.checkpoints import LAYER, MODEL, VAE, VISION, Repository, link, refusal, save
 
 
@@ -235,6 +236,11 @@ def test_the_config_of_another_model_is_not_believed(repository):
     (repository.root / VISION).with_name("config.json").write_text(json.dumps(config))
     visual = loading.load(repository.root / MODEL)[1].cond_stage_model.visual
     assert visual.blocks[0].attn.num_heads == 16 and visual.fullatt_block_indexes == [7, 15, 23, 31]
+
+
+def test_the_page_names_the_error_shortly():
+    """It prints the name before the sentence; as a rule the plugin's whole path would be in it."""
+    assert full_type_name(CheckpointError) == "lance.CheckpointError"
 
 
 class Malicious:
