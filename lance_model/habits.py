@@ -23,7 +23,4 @@ def noted(*prompts: str) -> str | None:
     if not found:
         return None
     named = ", ".join(textwrap.shorten(spelling, 60, placeholder=" …") for spelling in dict.fromkeys(found))
-    return (
-        f"Read as plain words: {named}. Lance knows no weights, embeddings, tags or choices in prompts. "
-        "For a LoRA there is Load Lance LoRA."
-    )
+    return f"Read as plain words: {named}. For a LoRA there is Load Lance LoRA."
