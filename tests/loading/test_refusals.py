@@ -80,7 +80,7 @@ WRONG = {
         lambda r: r.raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12400000000\n"),
         ["Git LFS pointer", "git lfs pull"],
     ),
-    "empty file": (lambda r: r.raw(b""), ["model.safetensors is empty", "Download it again"]),
+    "empty file": (lambda r: r.raw(b""), ["Lance_3B/model.safetensors is empty", "Download it again"]),
     "few bytes": (lambda r: r.raw(b"\x01\x02\x03"), ["(3 bytes)", "incomplete", "Download it again"]),
     "web page": (
         lambda r: r.raw(b"\n<!DOCTYPE html><html><body>Sign in</body></html>"),
@@ -90,7 +90,7 @@ WRONG = {
         lambda r: r.raw(pickle.dumps({"a": 1}) + b"\0" * 100),
         ["not a safetensors file", "Download it again"],
     ),
-    "cut off": (cut_off, ["model.safetensors (", " bytes) is incomplete", "Download it again"]),
+    "cut off": (cut_off, ["Lance_3B/model.safetensors (", " bytes) is incomplete", "Download it again"]),
     "BAGEL": (bagel, ["BAGEL", "64 latent channels", "48"]),
     "stock Qwen2.5-VL": (
         lambda r: r.other("visual.blocks.0.norm1.weight", "model.layers.0.self_attn.q_proj.weight"),
@@ -153,7 +153,7 @@ WRONG = {
         lambda r: r.model(**{QUERY + ".scale_weight": torch.zeros(1)}),
         ["q_proj_moe_gen.scale_weight, which Lance has not"],
     ),
-    "no VAE": (without(VAE), ["There is no VAE for model.safetensors", "Wan2.2_VAE.pth", "models/vae"]),
+    "no VAE": (without(VAE), ["There is no VAE for Lance_3B/model.safetensors", "Wan2.2_VAE.pth", "models/vae"]),
     "vision encoder of another size": (
         vision_of_another_size,
         ["vit.safetensors belongs to another model", "96", "64"],
