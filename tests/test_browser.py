@@ -29,6 +29,10 @@ EXTEND = """(nodes) => Promise.all(Object.entries(nodes).map(([name, node]) => {
     node.input_order.optional = Object.keys(node.input.optional)
     return app.registerNodeDef(name, node)
 }))"""
+WRITE = """(words) => {
+    const node = app.graph.nodes.find((node) => node.type === 'LanceEncode')
+    node.widgets.find((widget) => widget.name === 'prompt').value = words
+}"""
 # What SaveImage shows on the canvas: its loaded picture.
 SHOWN = """() => {
     const picture = app.graph.nodes.find((node) => node.type === 'SaveImage').imgs?.[0]
@@ -177,3 +181,15 @@ def test_the_picture_appears(page, pack):
     assert page.get_by_test_id("error-overlay").all_inner_texts() == []
     page.wait_for_timeout(500)
     screenshot(page, "picture")
+
+
+@pytest.mark.parametrize("renderer", ["canvas", "Nodes 2.0"])
+def test_what_a_node_says_is_shown_to_the_letter(renderer, page, pack):
+    """The page takes it for markup, and would hide what looks like a tag."""
+    spelling = f"<lora:{renderer}:1>"
+    page.evaluate(browser.NODES_2, renderer != "canvas")
+    page.evaluate(OPEN, [f"/api/workflow_templates/{pack}/{workflows.template('text_to_image')}.json", "said"])
+    page.evaluate(WRITE, f"a red circle {spelling}")
+    page.get_by_test_id("queue-button").click()
+    page.get_by_text(f"Read as plain words: {spelling}.").first.wait_for(timeout=30_000)
+    page.evaluate(browser.NODES_2, False)

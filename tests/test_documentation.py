@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +171,21 @@ def test_the_quoted_messages_are_the_codes_own():
     said = list(sentences())
     assert len(quoted()) > 30
     assert [quote for quote in quoted() if not any(sentence.startswith(quote) for sentence in said)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a Markdown page, as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("folder", [".", "docs", "benchmarks"])
+def test_links_between_the_pages_lead_somewhere(folder):
+    pages, broken = list((REPOSITORY / folder).glob("*.md")), []
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = urllib.parse.unquote(link).partition("#")
+            target = page.parent / name if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.name}: {link}")
+    assert pages and not broken
