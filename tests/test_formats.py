@@ -8,18 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from comfyui_lance.dev.host import tiny_checkpoint
 from comfyui_lance.dev.host.number_formats import native, quantise
-from comfyui_lance.lance_model import loading
+from comfyui_lance.lance_model import loading, quantised
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.scripts import convert
 from safetensors.torch import load_file
 from support.checkpoints import MODEL, VAE, VISION, save
-from support.formats import FORMATS, TENSORS, beside, fp4, in_bf16, int4, old_fp8, velocity
+from support.formats import FORMATS, ROTATED, TENSORS, beside, fp4, in_bf16, int4, old_fp8, velocity
 from support.sampling import relative
 
 QUERY = "language_model.model.layers.1.self_attn.q_proj_moe_gen"
@@ -50,6 +51,37 @@ def test_a_quantised_file_samples_near_the_plain_one(format, tiny, weights, exac
     assert len(quantised) == (tiny_checkpoint.LAYERS * 2 * (4 + 3) if stored else 0)
     assert {module.quant_format for module in quantised.values()} == ({stored} if stored else set())
     assert 1e-3 < relative(velocity(loaded), exact) < most
+
+
+def test_a_file_may_mix_formats(tiny, weights, exact, tmp_path):
+    """Integers of four bits, whose rotation fits only some layers, beside NVFP4 and bf16."""
+
+    def mixed(layer: str, weight: torch.Tensor) -> TENSORS:
+        if "self_attn" in layer:
+            return {f"{layer}.weight": weight}
+        return (
+            native("convrot_w4a4", convrot_groupsize=64)(layer, weight) if weight.shape[1] == 64 else fp4(layer, weight)
+        )
+
+    loaded = loading.load(save(quantise(weights, mixed), tmp_path / "model.safetensors"), **beside(tiny))
+    layer = loaded[0].model.diffusion_model.get_submodule("language_model.model.layers.0")
+    assert not isinstance(layer.self_attn.q_proj.weight, QuantizedTensor)
+    assert (layer.mlp.up_proj.quant_format, layer.mlp.down_proj.quant_format) == ("convrot_w4a4", "nvfp4")
+    assert 1e-3 < relative(velocity(loaded), exact) < 0.5
+
+
+@pytest.mark.parametrize("stored", [native("int8_tensorwise", per_channel=True), ROTATED])
+def test_a_lora_on_integers_scaled_by_rows_is_rounded_to_such_again(stored, tiny, weights, tmp_path):
+    path = save(quantise(weights, stored), tmp_path / "model.safetensors")
+    model = loading.load(path, **beside(tiny))[0]
+    before = model.model.diffusion_model.get_submodule(QUERY).weight.dequantize().float()
+    patched = model.clone()
+    patched.add_patches({f"diffusion_model.{QUERY}.weight": ("diff", (torch.full((64, 64), 0.1),))}, 1.0)
+    comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
+    after = patched.model.diffusion_model.get_submodule(QUERY).weight
+    assert isinstance(after, QuantizedTensor) and after._params.scale.shape == (64, 1)
+    assert (after.dequantize().float() - before - 0.1).abs().max() < 0.01
+    comfy.model_management.unload_all_models()
 
 
 @pytest.mark.parametrize("how", [int4, fp4])
@@ -121,10 +153,34 @@ def test_a_quantised_model_answers(tiny, weights, tmp_path):
     assert len(clip.generate(clip.tokenize("What is red?"), do_sample=False, max_length=3)) <= 3
 
 
+def rotated(**settings) -> TENSORS:
+    """A layer of integers, turned as it says."""
+    described = {"format": "int8_tensorwise"} | ({} if "params" in settings else {"convrot": True}) | settings
+    weight = torch.zeros(64, 64, dtype=torch.int8)
+    return {
+        f"{QUERY}.weight": weight,
+        f"{QUERY}.weight_scale": torch.ones(64, 1),
+        f"{QUERY}.comfy_quant": note(described),
+    }
+
+
 WRONG = {
     "unknown format": ({f"{QUERY}.comfy_quant": note({"format": "q4_k"})}, ["format", "q4_k", "NVFP4"]),
     "no format": ({f"{QUERY}.comfy_quant": note({})}, ["format", "None"]),
     "no JSON": ({f"{QUERY}.comfy_quant": torch.zeros(4, dtype=torch.uint8)}, ["invalid JSON"]),
+    "a format of newer hosts": (
+        {f"{QUERY}.comfy_quant": note({"format": "of_tomorrow"})},
+        [QUERY, "of_tomorrow", "does not know yet", "Update ComfyUI"],
+    ),
+    "a scale that fp8 has not": (
+        {f"{QUERY}.pre_quant_scale": torch.ones(64)},
+        [f"has {QUERY}.pre_quant_scale, which Lance has not"],
+    ),
+    "turns of no size": (rotated(convrot_groupsize=48), [QUERY, "do not fit its 64 columns", "48"]),
+    "turns wider than the columns": (rotated(convrot_groupsize=256), ["do not fit its 64 columns"]),
+    "turns by default": (rotated(), ["do not fit its 64 columns"]),
+    "turns by a word": (rotated(params={"convrot": True, "convrot_groupsize": "all"}), ["do not fit", "all"]),
+    "integers by blocks": (rotated(convrot_groupsize=16) | {f"{QUERY}.weight_scale": torch.ones(4, 4)}, ["(4, 4)"]),
     "a list for a format": ({f"{QUERY}.comfy_quant": note({"format": ["nvfp4"]})}, ["format", "['nvfp4']"]),
     "a note in numbers": ({f"{QUERY}.comfy_quant": torch.zeros(4)}, ["comfy_quant, which Lance has not"]),
     "no scale": ({f"{QUERY}.weight_scale": None}, [f"lacks {QUERY}.weight_scale"]),
@@ -155,7 +211,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_quantisation_that_does_not_fit_is_refused(case, tiny, weights, tmp_path):
+def test_a_quantisation_that_does_not_fit_is_refused(case, tiny, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantised, "FORMATS", quantised.FORMATS | {"of_tomorrow"})
     changes, substance = WRONG[case]
     changed = quantise(weights, native("float8_e4m3fn")) | changes
     path = save({name: value for name, value in changed.items() if value is not None}, tmp_path / "model.safetensors")
