@@ -73,7 +73,9 @@ def main() -> None:
         for task in options.tasks.split(","):
             wanted = [(task, options.count, options.seed, *setting) for setting in combinations(options)]
             wanted = [key for key in wanted if tuple(map(str, key)) not in known]
-            trial = trials.Trials(lance, task, options.count, options.seed, options.batch) if wanted else None
+            if not wanted:
+                continue
+            trial = trials.Trials(lance, task, options.count, options.seed, options.batch, options.out.parent)
             for key in wanted:
                 started = time.monotonic()
                 right, passes, levels = trial.run(trials.Setting(*key[3:]))

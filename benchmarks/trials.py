@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import comfy.patcher_extension
+import comfy.sample
 import comfy.utils
 import numpy
 import torch
@@ -56,19 +57,21 @@ class Batch:
     positive: list
     negative: list
     latent: torch.Tensor
+    noise: torch.Tensor
     checks: list[Callable[[Frames], bool]]
 
     @classmethod
-    def of(cls, encoded: list[tuple], checks: list[Callable[[Frames], bool]]) -> Batch:
+    def of(cls, encoded: list[tuple], checks: list[Callable[[Frames], bool]], seed: int) -> Batch:
         """Of positive, negative and latent for each prompt."""
         positive, negative, latents = zip(*encoded)
-        return cls(_joined(positive), _joined(negative), torch.cat([its["samples"] for its in latents]), checks)
+        latent = torch.cat([its["samples"] for its in latents])
+        return cls(_joined(positive), _joined(negative), latent, comfy.sample.prepare_noise(latent, seed), checks)
 
     def parts(self, size: int) -> Iterator[Batch]:
         for first in range(0, len(self.checks), size):
             part = slice(first, first + size)
             conds = [[[its[0][0], its[0][1] | {PROMPTS: its[0][1][PROMPTS][part]}]] for its in self.conds]
-            yield Batch(*conds, self.latent[part], self.checks[part])
+            yield Batch(*conds, self.latent[part], self.noise[part], self.checks[part])
 
     @property
     def conds(self) -> tuple[list, list]:
@@ -86,16 +89,18 @@ def _drawn(clip, vae, prompt: str, frames: int) -> tuple:
     return *LanceEncode.execute(clip, "image" if frames == 1 else "video", prompt).result, latent
 
 
-def pictures(clip, vae, rng: random.Random, count: int) -> Batch:
+def pictures(clip, vae, count: int, seed: int) -> Batch:
+    rng = random.Random(f"pictures {seed}")
     scenes = [world.a_scene(rng) for _ in range(count)]
 
     def check(scene: world.Scene) -> Callable[[Frames], bool]:
         return lambda frames: judge.names(world.detect(frames[0])[1]) == judge.names(scene.things)
 
-    return Batch.of([_drawn(clip, vae, world.describe(its), 1) for its in scenes], list(map(check, scenes)))
+    return Batch.of([_drawn(clip, vae, world.describe(its), 1) for its in scenes], list(map(check, scenes)), seed)
 
 
-def edits(clip, vae, rng: random.Random, count: int) -> Batch:
+def edits(clip, vae, count: int, seed: int) -> Batch:
+    rng = random.Random(f"edits {seed}")
     asked = [world.an_edit(rng) for _ in range(count)]
 
     def encode(edit: world.Edit) -> tuple:
@@ -109,17 +114,18 @@ def edits(clip, vae, rng: random.Random, count: int) -> Batch:
 
         return right
 
-    return Batch.of(list(map(encode, asked)), [check(its.target) for its in asked])
+    return Batch.of(list(map(encode, asked)), [check(its.target) for its in asked], seed)
 
 
-def clips(clip, vae, rng: random.Random, count: int) -> Batch:
+def clips(clip, vae, count: int, seed: int) -> Batch:
+    rng = random.Random(f"clips {seed}")
     asked = [world.a_clip(rng) for _ in range(count)]
 
     def check(motion: str) -> Callable[[Frames], bool]:
         return lambda frames: world.detect_motion(frames) == motion
 
     encoded = [_drawn(clip, vae, its.describe(), world.FRAMES) for its in asked]
-    return Batch.of(encoded, [check(its.motion) for its in asked])
+    return Batch.of(encoded, [check(its.motion) for its in asked], seed)
 
 
 TASKS = {"pictures": pictures, "edits": edits, "clips": clips}
@@ -154,16 +160,22 @@ def _keeping(model):
 class Trials:
     """Of one task, with the same prompts and noise in each."""
 
-    def __init__(self, lance: tuple, task: str, count: int, seed: int, size: int):
+    def __init__(self, lance: tuple, task: str, count: int, seed: int, size: int, cache: Path):
+        """`size` prompts are sampled together; `cache` is where what 200 steps made is kept."""
         model, clip, self.vae = lance
-        self.batch = TASKS[task](clip, self.vae, random.Random(f"{task} {seed}"), count)
+        self.batch = TASKS[task](clip, self.vae, count, seed)
         self.model, self.seed, self.size = _keeping(_batched(model)), seed, size
         self._passes = 0
         model.model.diffusion_model.llm2vae.register_forward_hook(self._count)
-        self._fine: list[Frames] | None = None
+        self._fine = self._kept(cache / f"fast_{task}_{count}_{seed}.npy")
 
     def _count(self, module, given, out) -> None:
         self._passes += len(out)
+
+    def _kept(self, path: Path) -> numpy.ndarray:
+        if not path.exists():
+            numpy.save(path, self.made(Setting("euler", "simple", FINE)))
+        return numpy.load(path)
 
     def _model(self, setting: Setting):
         model = self.model
@@ -178,16 +190,14 @@ class Trials:
         model, out = self._model(setting), []
         cfg = CFG_PP if setting.sampler.endswith("cfg_pp") else CFG
         for i, part in enumerate(self.batch.parts(1 if setting.cache else self.size)):
-            settings = (self.seed * 1000 + i, setting.steps, cfg, setting.sampler, setting.scheduler)
-            (samples,) = nodes.common_ksampler(model, *settings, *part.conds, {"samples": part.latent})
-            (images,) = nodes.VAEDecode().decode(self.vae, samples)
+            settings = (setting.steps, cfg, setting.sampler, setting.scheduler, *part.conds, part.latent)
+            samples = comfy.sample.sample(model, part.noise, *settings, disable_pbar=True, seed=self.seed * 1000 + i)
+            (images,) = nodes.VAEDecode().decode(self.vae, {"samples": samples})
             images = (images.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
             out += list(images.reshape(len(part.checks), -1, *images.shape[1:]))
         return out
 
     def run(self, setting: Setting) -> Result:
-        if self._fine is None:
-            self._fine = self.made(Setting("euler", "simple", FINE))
         self._passes = 0
         made = self.made(setting)
         right = sum(bool(check(its)) for check, its in zip(self.batch.checks, made))
