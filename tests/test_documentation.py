@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
 import urllib.parse
@@ -124,6 +125,15 @@ def test_the_chart_shows_the_figures(monkeypatch):
     figures = chart.read((REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8"))
     assert len(figures) == 4 and all(runs["plugin"] == 1.0 for runs in figures.values())
     assert (REPOSITORY / "docs" / "speed.svg").read_text(encoding="utf-8") == chart.draw(figures)
+
+
+def test_the_chart_of_fast_settings_is_that_of_their_table(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import fast_chart
+
+    with (REPOSITORY / "benchmarks" / "fast.csv").open(newline="") as file:
+        drawn = fast_chart.draw(list(csv.DictReader(file)))
+    assert (REPOSITORY / "docs" / "fast.svg").read_text(encoding="utf-8") == drawn
 
 
 @pytest.mark.browser
