@@ -26,6 +26,7 @@ from .config import Shape
 MARK = "language_model.model.layers.0.self_attn.q_proj_moe_gen."
 MARKS = (MARK + "weight", MARK + "qweight")  # plain or packed
 DOWNLOAD = "Download Lance_3B or Lance_3B_Video from the official Lance repository into models/lance."
+WEIGHTS = "model.safetensors"  # the official name, in a folder that says which model it is
 # What the parts beside a transformer are called, here and in ComfyUI's folders.
 VISION_FILES = ("Qwen2.5-VL-ViT/vit.safetensors", "vit.safetensors")
 VAE_FILES = ("Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors", "Wan2.2_VAE.pth")
@@ -55,6 +56,8 @@ TEXT_ENCODER_PREFIX = "text_encoders."  # in a single file
 class CheckpointError(ValueError):
     """A file that is not what was asked for; the message is meant for the user."""
 
+    __module__ = "lance"  # the page prints it, and the true one begins with the path of the plugin's folder
+
     def __init__(self, message: str):
         # A file's names may be anything, and of any length: they stay within one line, and the cure at the end is kept.
         message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)
@@ -71,28 +74,34 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+def called(path: Path) -> str:
+    """A file's name in a message."""
+    return f"{path.parent.name}/{path.name}" if path.name == WEIGHTS else path.name
+
+
 def check_file(path: Path) -> None:
     """Raises CheckpointError for what cannot hold weights, whatever its format."""
+    name = called(path)
     if path.is_dir():
-        raise CheckpointError(f"{path.name} is a folder; choose the model.safetensors inside it.")
+        raise CheckpointError(f"{name} is a folder; choose the model.safetensors inside it.")
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}. {DOWNLOAD}")
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
-        raise CheckpointError(f"{path.name} is empty. Download it again.")
+        raise CheckpointError(f"{name} is empty. Download it again.")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(
-            f"{path.name} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its repository, or "
+            f"{name} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its repository, or "
             "download the file from its web page."
         )
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
-            f"{path.name} is a web page, not the weights themselves. Download it again, by the page's download link."
+            f"{name} is a web page, not the weights themselves. Download it again, by the page's download link."
         )
     if start.startswith(b"GGUF"):
         raise CheckpointError(
-            f"{path.name} is a GGUF file, which Lance cannot be loaded from, as ComfyUI's operations do not know its "
+            f"{name} is a GGUF file, which Lance cannot be loaded from, as ComfyUI's operations do not know its "
             "formats. Take a safetensors file, or make a small one with `scripts/convert.py --dtype fp8`."
         )
 
@@ -112,18 +121,18 @@ def read_header(path: str | os.PathLike) -> Header:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path.name} ({path.stat().st_size:,} bytes) is incomplete, damaged or not a safetensors file: {error}. "
-            "Download it again."
+            f"{called(path)} ({path.stat().st_size:,} bytes) is incomplete, damaged or not a safetensors file: "
+            f"{error}. Download it again."
         ) from None
     empty = next((name for name, shape in shapes.items() if 0 in shape), None)
     if empty is not None:
-        raise CheckpointError(f"{path.name} is damaged: its tensor {empty} is empty. Download it again.")
+        raise CheckpointError(f"{called(path)} is damaged: its tensor {empty} is empty. Download it again.")
     return Header(path, shapes, dtypes, metadata)
 
 
 def transformer_prefix(header: Header) -> str:
     """The prefix of the transformer's keys; raises CheckpointError, saying what the file is, if it holds no Lance."""
-    shapes, name = header.shapes, header.path.name
+    shapes, name = header.shapes, called(header.path)
     marked = next((key for key in shapes if key.endswith(MARKS)), None)
     if marked is None:
         raise CheckpointError(f"{name} is {_describe(shapes)}, not a Lance transformer. {DOWNLOAD}")
@@ -216,7 +225,7 @@ def vision_settings(header: Header) -> dict:
         settings.keys()
     except (ValueError, AttributeError, RecursionError):
         raise CheckpointError(
-            f"The vision encoder's config.json of {header.path.name} is not valid JSON. Download it again."
+            f"The vision encoder's config.json of {called(header.path)} is not valid JSON. Download it again."
         ) from None
     return settings
 

@@ -27,18 +27,20 @@ class Weights(NamedTuple):
     """Of a layer's understanding expert, cast and on the device. Projections are [out, in]; v, k and q are one.
 
     `scales` [1, heads of k and q, 1, head_dim / 2, 1, 2] are the norms' weights, laid out like rotation matrices, with
-    `ones` [head_dim] in their place. `gate_up` is one projection or two.
+    `ones` [head_dim] in their place. `gate_up` is one projection or two; `negative` is room for `swiglu`, where one
+    kernel does it. All layers share it and the ones.
     """
 
     input_norm: torch.Tensor
     vkq: torch.Tensor
     vkq_bias: torch.Tensor
     scales: torch.Tensor
-    ones: torch.Tensor
     o: torch.Tensor
     post_norm: torch.Tensor
     gate_up: tuple[torch.Tensor, ...]
     down: torch.Tensor
+    ones: torch.Tensor
+    negative: torch.Tensor | None
 
 
 class Held:
@@ -55,10 +57,11 @@ class Held:
         # Gate and up as one are a launch less. A CPU launches nothing and would copy gigabytes for it.
         launches = not comfy.model_management.is_device_cpu(self.device)
         join = launches and room > sum(_bytes(modules, self.dtype, join=True) for modules in layers)
+        shared = self._shared(join)
         for modules in layers:
             room -= _bytes(modules, self.dtype, join)
             held = room > 0 and all(_can_stay(module, self.device) for module in modules)
-            self.weights.append(self._hold(modules, join) if held else None)
+            self.weights.append(self._hold(modules, join, shared) if held else None)
         scales = [held.scales for held in self.weights if held is not None]
         self.scales = torch.stack(scales) if scales else None
         self.others = [layer.understanding() for layer, held in zip(self.layers, self.weights) if held is None]
@@ -69,7 +72,15 @@ class Held:
         self.scales = None
         self._stack.close()
 
-    def _hold(self, modules: list[nn.Module], join: bool) -> Weights | None:
+    def _shared(self, join: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attn, mlp = self.layers[0].self_attn, self.layers[0].mlp
+        ones = torch.ones(attn.head_dim, device=self.device, dtype=self.dtype)
+        # PyTorch's kernel for `swiglu` takes 16 bits on these makers' cards, and is missing on others.
+        if not join or not (comfy.model_management.is_nvidia() or comfy.model_management.is_amd()):
+            return ones, None
+        return ones, torch.zeros(3 * mlp.down_proj.in_features, device=self.device, dtype=self.dtype)
+
+    def _hold(self, modules: list[nn.Module], join: bool, shared: tuple) -> Weights | None:
         """None where ComfyUI has no place for a weight but the one that the next weight takes."""
         with ExitStack() as stack:
             cast = []
@@ -87,7 +98,7 @@ class Held:
         scales = torch.cat([norm.expand(len(x) // len(norm), -1) for x, norm in ((k, k_norm), (q, q_norm))])
         scales = scales.float().unflatten(-1, (2, -1)).transpose(1, 2)[None, :, None, :, None]
         gate_up = (torch.cat([gate, up]),) if join else (gate, up)
-        return Weights(input_norm, vkq, vkq_bias, scales, torch.ones_like(q_norm), o, post_norm, gate_up, down)
+        return Weights(input_norm, vkq, vkq_bias, scales, o, post_norm, gate_up, down, *shared)
 
     def read(self, x: torch.Tensor, frequencies: torch.Tensor, cache: list[torch.Tensor], known: int) -> torch.Tensor:
         """Last hidden state [1, 1, hidden] of the token x [1, 1, hidden], which may be written over, and which follows
@@ -149,5 +160,20 @@ def token(x: torch.Tensor, rotation: torch.Tensor, cache: torch.Tensor, known: i
     attention = optimized_attention_for_device(x.device, small_input=True)
     x.addmm_(attend(attention, kq[:, groups:].transpose(1, 2), keys, values)[0], w.o.T)
     normed = F.rms_norm(x, w.post_norm.shape, w.post_norm, RMS_EPS)
-    gate, up = (part for weight in w.gate_up for part in F.linear(normed, weight).split(w.down.shape[1], dim=-1))
-    x.addmm_(F.silu(gate).mul_(up), w.down.T)
+    if w.negative is not None:
+        w.negative[w.down.shape[1] :][None].addmm_(normed, w.gate_up[0].T, beta=0, alpha=-1)
+        inner = swiglu(w.negative)[None]
+    else:
+        gate, up = (part for weight in w.gate_up for part in F.linear(normed, weight).split(w.down.shape[1], dim=-1))
+        inner = F.silu(gate).mul_(up)
+    x.addmm_(inner, w.down.T)
+
+
+def swiglu(negative: torch.Tensor) -> torch.Tensor:
+    """SiLU(gate) · up [inner] in one kernel, from zeros, -gate and -up behind each other [3 · inner].
+
+    PyTorch has none for that, but one for GLU's derivative, a · σ(b) + c · d · (1 - σ(b)). This is it where a is 0,
+    b and d are -gate, and c is -up.
+    """
+    zero_gate, up = negative.split([len(negative) // 3 * 2, len(negative) // 3])
+    return torch.ops.aten.glu_jvp(up, zero_gate, zero_gate, -1)

@@ -19,7 +19,7 @@ from .context import STORE, ContextStore
 from .layer import PER_BRANCH
 from .plan import Plan
 from .positions import latent_position_tables
-from .sequence import CONDITIONING, Grid, Label, Segment, Sequence
+from .sequence import CONDITIONING, Grid, Label, Segment, Sequence, read
 from .streaming import KeyValues
 from .transformer import LanceTransformer
 
@@ -126,7 +126,7 @@ class Lance(comfy.model_base.BaseModel):
             )
 
     def _sequence(self, conditioning: dict) -> Sequence:
-        sequence, embeddings = conditioning.get(CONDITIONING), conditioning.get("cross_attn")
+        sequence, embeddings = read(conditioning), conditioning.get("cross_attn")
         if sequence is None:
             raise ValueError(
                 "Lance cannot read this conditioning: it was not encoded with Lance's CLIP. "
@@ -138,11 +138,11 @@ class Lance(comfy.model_base.BaseModel):
             masked = key == "concat_latent_image" and conditioning.get("denoise_mask") is not None
             if conditioning.get(key) is not None and not masked:
                 raise ValueError(f"Lance does not read {instead}.")
-        if embeddings is not sequence.embeddings and not torch.equal(embeddings.cpu(), sequence.embeddings.cpu()):
+        if embeddings.any() and not torch.equal(embeddings.cpu(), conditioning[CONDITIONING].embeddings.cpu()):
             raise ValueError(
-                "A node between the prompt and the sampler has changed Lance's conditioning (averaging, "
-                "concatenating and zeroing out do not work on an interleaved sequence). Write one prompt instead, "
-                "combine with Conditioning (Combine), or use an empty prompt for the unconditional branch."
+                "A node between the prompt and the sampler has changed Lance's conditioning (averaging and "
+                "concatenating do not work on an interleaved sequence). Write one prompt instead, or combine with "
+                "Conditioning (Combine)."
             )
         partners.check_width(embeddings.shape[-1], self.diffusion_model.hidden)
         return sequence

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from .checkpoint import CheckpointError, read_header, transformer_prefix
+from .checkpoint import WEIGHTS, CheckpointError, read_header, transformer_prefix
 
 PICTURES, CLIPS = "Lance_3B", "Lance_3B_Video"
-WEIGHTS = "model.safetensors"  # the official name, in a folder that says which model it is
 
 
 def _title(name: str) -> str:

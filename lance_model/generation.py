@@ -73,8 +73,8 @@ def generate(
                 token = language.embed_tokens(answer[None, step - 1 : step], out_dtype=dtype).to(device)
                 last = known + step - 1
                 hidden = held.read(token, frequencies[:, last : last + 1], cache, last)
-            logits = language.lm_head(norm(hidden[:, -1]).to(language.execution_device)).float()
-            logits[:, TEXT_VOCABULARY:] = float("-inf")
+            logits = language.lm_head(norm(hidden[:, -1]).to(language.execution_device))
+            logits = logits[:, :TEXT_VOCABULARY].float()
             answer[step] = choose(logits, answer[:step], generator, *rules)
             if (step + 1) % look_every and step + 1 < max_length:
                 continue

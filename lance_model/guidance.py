@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import torch
 
-from .sequence import CONDITIONING, Sequence
+from .sequence import CONDITIONING, Sequence, read
 from .transformer import COUNT_KEPT
 
 KEY = "lance_guidance"
@@ -137,11 +137,11 @@ def published(conds: Conds) -> Conds:
     There what follows the prompt keeps the place that it has in the positive's sequence; the target alone stands where
     the shorter sequence ends. The longest positive prompt counts; a longer negative prompt leaves no gap.
     """
-    lengths = [cond[CONDITIONING].prompt_length for cond in conds.get("positive", ()) if CONDITIONING in cond]
+    lengths = [read(cond).prompt_length for cond in conds.get("positive", ()) if CONDITIONING in cond]
     moved: dict[Sequence, Sequence] = {}  # one each, as a run knows sequences by identity
 
     def placed(cond: dict) -> dict:
-        sequence = cond.get(CONDITIONING)
+        sequence = read(cond)
         if sequence is None:
             return cond
         gap = max(0, max(lengths, default=0) - sequence.prompt_length)

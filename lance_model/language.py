@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from transformers import Qwen2Tokenizer
 
-from . import generation, partners, resolution, tasks
+from . import generation, habits, partners, resolution, tasks
 from .checkpoint import CheckpointError
 from .config import VisionConfig
 from .diffusion import Lance
@@ -85,6 +85,9 @@ class LanceTokenizer:
         seen += [preprocess(sample_frames(clip, fps=24), resolution.VIDEO) for clip in clips]
         if system is None:
             system = system_prompt.strip() or None
+        note = habits.noted(text)
+        if note is not None:
+            logging.warning(note)
         request = Request(text, system, "video" if clips else target, (*media, *seen), not skip_template, mape)
         return {"lance": request}
 

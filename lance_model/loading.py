@@ -33,6 +33,7 @@ from .checkpoint import (
     Part,
     Parts,
     assign,
+    called,
     check_file,
     find_beside,
     read_header,
@@ -82,7 +83,7 @@ def load(
     header = read_header(transformer)
     parts = assign(header, transformer_prefix(header))
     if parts.unknown:
-        raise CheckpointError(f"{header.path.name} is not Lance's: it has {parts.unknown[0]}, which Lance has not.")
+        raise CheckpointError(f"{called(header.path)} is not Lance's: it has {parts.unknown[0]}, which Lance has not.")
     seeing = _with_vision(parts, vision, folders)
     wan = load_vae(parts.vae, vae, folders)
     model = load_model(parts.model, weight_dtype)
@@ -119,9 +120,9 @@ def _build_model(part: Part, weight_dtype: str, disable_dynamic: bool = False):
     try:
         config = TransformerConfig.from_shapes(quantised.plain_shapes(part))
     except (LookupError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{part.path.name} is not complete: it lacks {error}. Download it again.") from None
+        raise CheckpointError(f"{called(part.path)} is not complete: it lacks {error}. Download it again.") from None
     except ValueError as error:
-        raise CheckpointError(f"{part.path.name} has dimensions that fit no Lance: {error}. {DOWNLOAD}") from None
+        raise CheckpointError(f"{called(part.path)} has dimensions that fit no Lance: {error}. {DOWNLOAD}") from None
     _check(part, quantised.stored(part, layers, _shapes(partial(LanceTransformer, **vars(config)))))
     load_device = comfy.model_management.get_torch_device()
     dtype = precision.of_model(part, load_device)
@@ -229,8 +230,8 @@ def load_vae(part: Part, vae: str | os.PathLike | None, folders: list[Path]) -> 
     path = Path(vae) if vae is not None else part.path if part.keys else find_beside(part.path, VAE_FILES, folders)
     if path is None:
         raise CheckpointError(
-            f"There is no VAE for {part.path.name}. Put Wan2.2_VAE.pth from the official Lance repository beside its "
-            "folder, or ComfyUI's wan2.2_vae.safetensors into models/vae and choose it in Load Lance."
+            f"There is no VAE for {called(part.path)}. Put Wan2.2_VAE.pth from the official Lance repository beside "
+            "its folder, or ComfyUI's wan2.2_vae.safetensors into models/vae and choose it in Load Lance."
         )
     check_file(path)
     return _cached(("vae",), (path,), partial(_build_vae, path))
@@ -285,7 +286,9 @@ def _check(part: Part, expected: quantised.Expected) -> None:
         ),
     ]
     if problems:
-        raise CheckpointError(f"{part.path.name} is not complete or not Lance's: it {problems[0]}. Download it again.")
+        raise CheckpointError(
+            f"{called(part.path)} is not complete or not Lance's: it {problems[0]}. Download it again."
+        )
 
 
 def _stays_mapped(load_device: torch.device, disable_dynamic: bool) -> bool:
@@ -308,7 +311,7 @@ def _read(part: Part, mapped: bool, cast: Callable[[str, torch.Tensor], torch.Te
             file.seek(first + start)
             data = numpy.fromfile(file, numpy.uint8, end - start)
             if len(data) < end - start:
-                raise CheckpointError(f"{part.path.name} has become shorter while it was read. Load it again.")
+                raise CheckpointError(f"{called(part.path)} has become shorter while it was read. Load it again.")
             dtype = precision.STORED[part.header.dtypes[key]]
             return torch.from_numpy(data).view(dtype).view(part.header.shapes[key])
 

@@ -27,6 +27,7 @@ STORED = {  # as safetensors spells them
     "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.uint8,  # scales, whose bytes ComfyUI takes as they are
     "U8": torch.uint8,
+    "I8": torch.int8,
 }
 
 
@@ -58,7 +59,9 @@ def of_projections(
         return None
     stored = STORED.get(part.dtypes.get(LAYER + "mlp.gate_proj.weight"))
     dtype = FP8.get(weight_dtype, stored if stored in FP8.values() else plain)
-    if quantised_by_comfy or dtype in FP8.values() and not holds_fp8(device):
+    if quantised_by_comfy:
+        return _instead(plain, "quantised", part, device)
+    if dtype in FP8.values() and not holds_fp8(device):
         return _instead(plain, "fp8", part, device)
     return dtype
 

@@ -1,7 +1,8 @@
 """Quantised projections: which a file has, in which format, and what ComfyUI's mixed precision operations are given.
 
 To those operations a quantised layer is its stored `weight`, scales beside it and `comfy_quant`, the bytes of a JSON
-object that names the format. A file says so in one of these ways:
+object that names the format and, where columns are rotated or scaled in groups, how many. A file says so in one of
+these ways:
 
 - `comfy_quant` beside each weight, or one list of layers in the metadata (`_quantization_metadata`): ComfyUI's own
 - a tensor `scaled_fp8` and a `scale_weight` beside each fp8 weight: ComfyUI's older one
@@ -30,7 +31,10 @@ from .config import Shape
 
 FP8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 FP4, INT4 = "blocks of FP4", "groups of INT4"  # not ComfyUI's formats
-FORMATS = {"float8_e4m3fn", "float8_e5m2", "mxfp8", "nvfp4"} & QUANT_ALGOS.keys()
+INT8, W4A4, W4A8 = "int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8"  # ComfyUI multiplies them as integers
+FORMATS = {"float8_e4m3fn", "float8_e5m2", "mxfp8", "nvfp4", INT8, W4A4, W4A8}  # older hosts know fewer
+PACKED = {"nvfp4", W4A4, W4A8}  # two columns a byte
+ROTATIONS = (4, 16, 64, 256, 1024)  # columns that ConvRot turns together
 BYTES = ("U8", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # an fp8 tensor may be stored as plain bytes
 FLOATS = ("F32", "BF16", "F16")
 STORED_DTYPES = (*FLOATS, "F8_E4M3", "F8_E5M2")  # of plain weights, as safetensors spells them
@@ -50,10 +54,16 @@ def layers(part: Part) -> tuple[Part, Settings]:
         part, scaled = _scaled_fp8(part)
         found |= scaled
     for layer, settings in found.items():
-        if str(settings.get("format")) not in FORMATS:
+        format = str(settings.get("format"))
+        if format not in FORMATS:
             raise CheckpointError(
-                f"{part.path.name} stores {layer} in a format that Lance cannot be loaded from "
-                f"({settings.get('format')}). Take a bf16, fp8 or NVFP4 file."
+                f"{part.path.name} stores {layer} in a format that Lance cannot be loaded from ({format}). "
+                "Take a bf16, fp8, int8 or NVFP4 file."
+            )
+        if format not in QUANT_ALGOS:
+            raise CheckpointError(
+                f"{part.path.name} stores {layer} as {format}, which this ComfyUI does not know yet. "
+                "Update ComfyUI, or take a bf16 or fp8 file."
             )
     for name in part.keys:
         layer, _, kind = name.rpartition(".")
@@ -132,14 +142,42 @@ def stored(part: Part, settings: Settings, plain: dict[str, Shape]) -> Expected:
         if len(plain.get(layer + ".weight", ())) != 2:
             continue  # no linear layer of Lance: its scales then are tensors that Lance has not
         rows, columns = expected.pop(layer + ".weight")[0]
+        if not _fits(described, columns):
+            raise CheckpointError(
+                f"{part.path.name} stores {layer} with settings that do not fit its {columns} columns: "
+                f"{json.dumps(described)}. Take another file."
+            )
         beside = {name.removeprefix(layer + "."): shapes[name] for name in shapes if name.startswith(layer + ".")}
-        for name, (shape, dtypes) in _tensors(described["format"], rows, columns, beside).items():
+        for name, (shape, dtypes) in _tensors(described, rows, columns, beside).items():
             expected[f"{layer}.{name}"] = (1,) if shape == () and beside.get(name) == (1,) else shape, dtypes
     return expected
 
 
-def _tensors(format: str, rows: int, columns: int, beside: dict[str, Shape]) -> Expected:
+def _setting(described: dict, name: str, default: object) -> object:
+    """As ComfyUI looks for it."""
+    inner = described.get("params")
+    return described.get(name, inner.get(name, default) if isinstance(inner, dict) else default)
+
+
+def _fits(described: dict, columns: int) -> bool:
+    """Whether ComfyUI can compute with integers that are rotated and grouped so."""
+    format = described["format"]
+    if format in (W4A4, W4A8) or format == INT8 and _setting(described, "convrot", False):
+        rotation = _setting(described, "convrot_groupsize", 256)
+        if rotation not in ROTATIONS or columns % rotation:
+            return False
+    if format == W4A4:
+        return columns % 64 == 0 and _setting(described, "linear_dtype", "int4") in ("int4", "int8")
+    if format == W4A8:
+        group = _setting(described, "group_size", 16)
+        whole = isinstance(group, int) and group > 0 and group % 16 == columns % group == 0
+        return columns % 16 == 0 and (whole or group in (4, 8))
+    return True
+
+
+def _tensors(described: dict, rows: int, columns: int, beside: dict[str, Shape]) -> Expected:
     """The tensors of one layer [rows, columns], by their names in it; `beside` are those that the file has."""
+    format = described["format"]
     if format == INT4:
         groups = (0, *beside.get("scales", ()))[-1]
         table = (rows, groups if groups and columns % groups == 0 else columns // 128)
@@ -149,21 +187,32 @@ def _tensors(format: str, rows: int, columns: int, beside: dict[str, Shape]) -> 
         tensors = {"qweight": ((rows, columns // 2), ("U8",)), "scales_bf16": (table, FLOATS)}
         optional = {"scales_fp8": (table, BYTES)}  # the same scales, less precise
     else:
-        block = QUANT_ALGOS[format].get("group_size")
-        # Scales of blocks are stored in tiles of 128 × 4.
-        scales = (-(-rows // 128) * 128, -(-columns // (4 * block)) * 4) if block else ()
-        tensors = {
-            "weight": ((rows, columns // 2) if format == "nvfp4" else (rows, columns), BYTES),
-            "weight_scale": (scales, BYTES if block else FLOATS),
-        }
-        if format == "nvfp4":
-            tensors["weight_scale_2"] = ((), FLOATS)
-        optional = {
-            "input_scale": ((), FLOATS),
-            "pre_quant_scale": ((columns,), FLOATS),
-            "comfy_quant": (beside.get("comfy_quant"), ("U8",)),
-        }
+        width = columns // 2 if format in PACKED else columns
+        tensors = {"weight": ((rows, width), ("I8",) if format in (INT8, W4A4, W4A8) else BYTES)}
+        tensors |= _scales(described, rows, columns, beside)
+        optional = {"input_scale": ((), FLOATS), "pre_quant_scale": ((columns,), FLOATS)}
+        optional = {name: what for name, what in optional.items() if name in QUANT_ALGOS[format]["parameters"]}
+        optional["comfy_quant"] = beside.get("comfy_quant"), ("U8",)
     return tensors | {name: what for name, what in optional.items() if name in beside}
+
+
+def _scales(described: dict, rows: int, columns: int, beside: dict[str, Shape]) -> Expected:
+    """Of the whole weight, of its rows, or of groups of columns."""
+    format = described["format"]
+    if format == INT8:
+        found = beside.get("weight_scale")
+        return {"weight_scale": (found if found in ((), (1,), (rows,)) else (rows, 1), FLOATS)}
+    if format == W4A4:
+        return {"weight_scale": ((rows,), FLOATS)}
+    if format == W4A8:
+        groups = columns // _setting(described, "group_size", 16)
+        scales = {"weight_s_rel": ((rows, groups), (*BYTES, "F32")), "weight_s_channel": ((rows,), FLOATS)}
+        return scales | ({"weight_codebook": ((16,), FLOATS)} if "weight_codebook" in beside else {})
+    block = QUANT_ALGOS[format].get("group_size")
+    # Scales of blocks are stored in tiles of 128 × 4.
+    tiled = (-(-rows // 128) * 128, -(-columns // (4 * block)) * 4) if block else ()
+    scales = {"weight_scale": (tiled, BYTES if block else FLOATS)}
+    return scales | ({"weight_scale_2": ((), FLOATS)} if format == "nvfp4" else {})
 
 
 def unpack(weights: dict[str, torch.Tensor], settings: Settings, dtype: torch.dtype, keep: bool = True) -> Settings:
@@ -189,6 +238,9 @@ def unpack(weights: dict[str, torch.Tensor], settings: Settings, dtype: torch.dt
             weights[layer + ".weight_scale_2"] = largest
             # Activations that nobody calibrated keep their precision.
             described = {"format": "nvfp4", "full_precision_matrix_mult": True}
+        if described["format"] == INT8 and weights[layer + ".weight_scale"].ndim == 1:
+            # Scales of rows, which ComfyUI would decode as scales of columns.
+            weights[layer + ".weight_scale"] = weights[layer + ".weight_scale"][:, None]
         weights[layer + ".comfy_quant"] = torch.tensor(list(json.dumps(described).encode()), dtype=torch.uint8)
         if keep:
             kept[layer] = described
@@ -199,11 +251,11 @@ def unpack(weights: dict[str, torch.Tensor], settings: Settings, dtype: torch.dt
 
 def _plain(weights: dict[str, torch.Tensor], layer: str, format: str) -> torch.Tensor:
     """What the tensors of a quantised layer stand for, by ComfyUI's own operations; they are taken out of `weights`."""
-    names = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant")
-    tensors = {name: weights.pop(f"{layer}.{name}") for name in names if f"{layer}.{name}" in weights}
+    names = [name for name in weights if name.startswith(layer + ".") and not name.endswith(".bias")]
+    tensors = {name.removeprefix(layer + "."): weights.pop(name) for name in names}
     rows, columns = tensors["weight"].shape
     linear = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32).Linear(
-        columns * 2 if format == "nvfp4" else columns, rows, bias=False, device="cpu"
+        columns * 2 if format in PACKED else columns, rows, bias=False, device="cpu"
     )
     linear.load_state_dict(tensors)
     return linear.weight.dequantize() * getattr(linear, "pre_quant_scale", 1)

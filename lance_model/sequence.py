@@ -141,7 +141,15 @@ class Sequence:
     @cached_property
     def without_media(self) -> Sequence:
         """The sequence without its sources and references; itself, if there are none."""
-        kept = [i for i, segment in enumerate(self.segments) if segment.label not in MEDIA_LABELS]
+        return self._without(MEDIA_LABELS)
+
+    @cached_property
+    def without_prompt(self) -> Sequence:
+        """The sequence of an empty prompt; itself, if it is that."""
+        return self._without((Label.PROMPT,))
+
+    def _without(self, labels: Collection[Label]) -> Sequence:
+        kept = [i for i, segment in enumerate(self.segments) if segment.label not in labels]
         if len(kept) == len(self.segments):
             return self
         places = und_slices(self.segments)
@@ -167,3 +175,9 @@ class Sequence:
             return False
         pairs = zip(self.segments[: self.prefix], other.segments[: other.prefix])
         return all(a.same(b) for a, b in pairs) and torch.equal(self.prefix_embeddings(), other.prefix_embeddings())
+
+
+def read(conditioning: dict) -> Sequence | None:
+    """The sequence in a conditioning as it is sampled. Zeroed out, it is that of an empty prompt."""
+    sequence = conditioning.get(CONDITIONING)
+    return sequence if sequence is None or conditioning["cross_attn"].any() else sequence.without_prompt

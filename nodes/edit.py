@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 
 import torch
 from comfy_api.latest import Input, io
 
-from ..lance_model import clips, language, masks, media, placement, tasks
+from ..lance_model import clips, habits, language, masks, media, placement, tasks
 from ..lance_model.sequence import Label
 from .encode import advanced_prompts
+from .progress import tell
 from .resolution import chosen_resolution, resolution_input
+
+NOTHING = "With this mask nothing will change. Paint white what may, and not only where resolution has it cropped away."
 
 
 def _encode(
@@ -37,6 +41,14 @@ def _encode(
     if mask is not None:
         latent["noise_mask"] = masks.on_latent(mask, frames, rule)
     return positive, negative, latent
+
+
+def _noted(latents: Iterable[dict]) -> str | None:
+    """A sentence about a mask that keeps the whole of a latent."""
+    if all("noise_mask" not in latent or latent["noise_mask"].any() for latent in latents):
+        return None
+    logging.warning(NOTHING)
+    return NOTHING
 
 
 class LanceEncodeEdit(io.ComfyNode):
@@ -69,6 +81,7 @@ class LanceEncodeEdit(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", is_output_list=True),
                 io.Latent.Output(display_name="latent", is_output_list=True),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -90,6 +103,7 @@ class LanceEncodeEdit(io.ComfyNode):
             own_mask = None if mask is None else mask[min(i, len(mask) - 1)][None]
             own = (own_mask, *prompts, lambda picture=picture: picture)
             edits.append(_encode(clip, vae, picture, prompt, resolution, "image", *own))
+        tell(cls, habits.noted(prompt, negative_prompt), _noted(latent for *_, latent in edits))
         return io.NodeOutput(*(list(outputs) for outputs in zip(*edits)))
 
 
@@ -144,6 +158,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
                 io.Float.Output(display_name="fps", tooltip="Plays the edited clip as long as the source."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -168,6 +183,7 @@ class LanceEncodeVideoEdit(io.ComfyNode):
             return clips.sampled(video, sample_fps, max_seconds)[0]
 
         outputs = _encode(clip, vae, frames, prompt, resolution, "video", mask, *prompts, again)
+        tell(cls, habits.noted(prompt, negative_prompt), _noted(outputs[2:]))
         return io.NodeOutput(*outputs, frames.shape[0] / seconds)
 
 

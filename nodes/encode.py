@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..lance_model import language, tasks
+from ..lance_model import habits, language, tasks
+from .progress import tell
 
 
 def advanced_prompts() -> list[io.Input]:
@@ -49,12 +50,14 @@ class LanceEncode(io.ComfyNode):
                 *advanced_prompts(),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
         cls, clip, target: str, prompt: str, negative_prompt: str = "", system_prompt: str = ""
     ) -> io.NodeOutput:
+        tell(cls, habits.noted(prompt, negative_prompt))
         return io.NodeOutput(
             *language.encode_pair(clip, prompt, negative_prompt, target=target, system=system_prompt.strip() or None)
         )

@@ -67,10 +67,8 @@ def vae_files() -> dict[str, str]:
 
 
 def models() -> list[str]:
-    """The choices for the model; downloads of those that are missing."""
-    files = model_files()
-    missing = [choice for choice, model in DOWNLOADS.items() if found.official(files, model) is None]
-    return [*AUTOMATIC, *files, *missing, NANO]
+    """The choices for the model. Downloads stay when they have come, as workflows are saved with them."""
+    return [*AUTOMATIC, *model_files(), *DOWNLOADS, NANO]
 
 
 def automatic(model: str) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..lance_model import language, media, tasks
+from ..lance_model import habits, language, media, tasks
 from ..lance_model.sequence import Label
 from .encode import advanced_prompts
+from .progress import tell
 from .resolution import chosen_resolution, resolution_input
 
 
@@ -37,6 +38,7 @@ class LanceEncodeReferences(io.ComfyNode):
                 *advanced_prompts(),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -53,6 +55,7 @@ class LanceEncodeReferences(io.ComfyNode):
     ) -> io.NodeOutput:
         if not images:
             raise ValueError("There is no reference. Connect at least one picture.")
+        tell(cls, habits.noted(prompt, negative_prompt))
         rule = chosen_resolution(resolution, target, clip)
         references = [
             media.preprocess(picture[None], rule, Label.REFERENCE, vae)

@@ -1,14 +1,24 @@
 """Makes one file of Lance's, or names a LoRA as ComfyUI's loaders know it.
 
-    python scripts/convert.py MODEL_FILE OUT [--dtype bf16|fp8] [--vision FILE] [--vae FILE]
+    python scripts/convert.py MODEL_FILE OUT [--dtype bf16|fp8|mxfp8|nvfp4|int8] [--keep understanding|generation|ends]
+                              [--vision FILE] [--vae FILE]
     python scripts/convert.py LORA_FILE OUT
 
 The first makes a checkpoint for Load Lance that holds transformer, text encoder and VAE. Vision encoder and VAE are
-those beside the model, as in the official repository, unless they are named. bf16 is the official precision; fp8 halves
-the experts' projections, one scale a tensor, in ComfyUI's own format, and leaves all else in bf16. The VAE stays as it
-is. The second renames a LoRA that PEFT or a trainer has written and adds the strength of its adapter_config.json.
+those beside the model, as in the official repository, unless they are named. bf16 is the official precision. The others
+are ComfyUI's own formats of the experts' projections, and leave all else in bf16; the VAE stays as it is:
 
-Tensors pass through memory one at a time. OUT appears only when it is complete. Needs torch and safetensors alone.
+- fp8: half the size, one scale a tensor; fp8 weights are decoded before each product
+- mxfp8: half the size, a scale for 32 columns; multiplied as mxfp8 where the card can (Blackwell)
+- nvfp4: little over a quarter, a scale for 16 columns; decoded before each product
+- int8: half the size, a scale a row, columns rotated (ConvRot); multiplied as int8
+
+--keep leaves a part of the projections in bf16 too: an expert, or the first and the last layer. It may be given twice.
+
+The second renames a LoRA that PEFT or a trainer has written and adds the strength of its adapter_config.json.
+
+Tensors pass through memory piece by piece. OUT appears only when it is complete. Needs torch and safetensors; mxfp8,
+nvfp4 and int8 also comfy-kitchen, so run it with the Python that runs ComfyUI.
 """
 
 from __future__ import annotations
@@ -21,7 +31,8 @@ import shutil
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,15 +72,25 @@ from lance_model.checkpoint import (  # noqa: E402
 from lance_model.lora import is_lora, rename  # noqa: E402
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
-DTYPES |= {"U8": torch.uint8, "I64": torch.int64}
+DTYPES |= {"U8": torch.uint8, "I8": torch.int8, "I64": torch.int64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F32", "BF16", "F16")
-CHUNK = 1 << 24  # elements
+CHUNK = 1 << 22  # elements
+TILE = 128  # rows: the scales of blocks are stored in tiles of so many, and a piece has whole tiles
 VAE_MARKS = ("vae.conv2.weight", "vae.decoder.1.weight")  # take the 48 channels, in Wan 2.2's VAE or a small one
 PREFIXES = {"model": "model.diffusion_model.", "language": "text_encoders.", "vision": "text_encoders.", "vae": "vae."}
-# Activations that nobody calibrated keep their precision.
-FP8 = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
-FP8_MAX = 448.0
+# What is noted beside a weight. Of fp8 and nvfp4 nobody calibrated the activations, so they keep their precision.
+NOTES = {
+    "fp8": {"format": "float8_e4m3fn", "full_precision_matrix_mult": True},
+    "mxfp8": {"format": "mxfp8"},
+    "nvfp4": {"format": "nvfp4", "full_precision_matrix_mult": True},
+    "int8": {"format": "int8_tensorwise"},
+}
+LAYOUTS = {"mxfp8": "TensorCoreMXFP8Layout", "nvfp4": "TensorCoreNVFP4Layout", "int8": "TensorWiseINT8Layout"}
+BLOCKS = {"mxfp8": 32, "nvfp4": 16}  # columns with one scale
+ROTATIONS = (256, 64, 16, 4)  # columns that ConvRot turns together
+UNDERSTANDING, GENERATION, ENDS = "understanding", "generation", "ends"
+FP8_MAX, FP4_MAX = 448.0, 6.0
 
 
 @dataclass
@@ -93,7 +114,7 @@ def pieces(path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> 
         with safe_open(path, "pt") as file:
             yield file.get_tensor(key).to(dtype)
         return
-    rows = max(1, CHUNK // math.prod(shape[1:]))
+    rows = max(1, CHUNK // (TILE * math.prod(shape[1:]))) * TILE
     for start in range(0, shape[0], rows):
         with safe_open(path, "pt") as file:
             yield file.get_slice(key)[start : start + rows].to(dtype)
@@ -110,22 +131,93 @@ def plain(name: str, part: Part, key: str, dtype: torch.dtype | None = None) -> 
     return Tensor(name, dtype, shape, partial(pieces, part.path, key, shape, dtype))
 
 
-def fp8(layer: str, part: Part, key: str) -> list[Tensor]:
-    """A projection in ComfyUI's scaled fp8: the weight, its scale, and the note that says so."""
+def layout(dtype: str):
+    """comfy-kitchen's class for a format, which is ComfyUI's."""
+    try:
+        import comfy_kitchen.tensor
+
+        return getattr(comfy_kitchen.tensor, LAYOUTS[dtype])
+    except (ImportError, AttributeError):
+        raise CheckpointError(
+            f"comfy-kitchen makes {dtype}, and this Python lacks it or has an old one. "
+            "Run the script with the Python that runs ComfyUI, or take --dtype fp8."
+        ) from None
+
+
+def quantised(layer: str, part: Part, key: str, dtype: str) -> list[Tensor]:
+    """A projection in one of ComfyUI's formats: the weight, its scales, and the note that says so."""
     weight = plain(f"{layer}.weight", part, key, torch.float32)
-    scale = torch.ones(())
-    note = torch.tensor(list(json.dumps(FP8).encode()), dtype=torch.uint8)
+    rows, columns = weight.shape
+    block = BLOCKS.get(dtype, 1)
+    if rows % block or columns % block:
+        raise CheckpointError(f"{layer} is {rows} × {columns}, which {dtype} cannot store. Take --dtype fp8.")
+    settings = dict(NOTES[dtype])
+    rotation = next((size for size in ROTATIONS if columns % size == 0), None)
+    if dtype == "int8" and rotation:
+        settings |= {"convrot": True, "convrot_groupsize": rotation}
+    note = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+    scales: dict[str, list[torch.Tensor]] = defaultdict(list)  # of the pieces read so far
 
     def quantise() -> Iterator[torch.Tensor]:
-        values = torch.cat(list(weight.read()))
-        scale.copy_(values.abs().amax().clamp(min=1e-12) / FP8_MAX)
-        yield values.div_(scale).to(torch.float8_e4m3fn)
+        largest = torch.ones(())
+        if dtype in ("fp8", "nvfp4"):
+            largest = torch.stack([piece.abs().amax() for piece in weight.read()]).amax().clamp(min=1e-12)
+        for piece in weight.read():
+            for end, tensor in encode(dtype, piece, largest, settings).items():
+                if end:
+                    scales[end].append(tensor)
+                else:
+                    yield tensor
+
+    def read(end: str) -> Iterator[torch.Tensor]:  # after the weight
+        found = scales.pop(end)
+        yield from found if found[0].ndim else found[:1]
 
     return [
-        Tensor(weight.name, torch.float8_e4m3fn, weight.shape, quantise),
-        Tensor(f"{layer}.weight_scale", torch.float32, (), lambda: iter([scale])),  # after its weight
+        *(
+            Tensor(f"{layer}.weight{end}", stored, shape, partial(read, end) if end else quantise)
+            for end, (stored, shape) in places(dtype, rows, columns).items()
+        ),
         Tensor(f"{layer}.comfy_quant", torch.uint8, tuple(note.shape), lambda: iter([note])),
     ]
+
+
+def places(dtype: str, rows: int, columns: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """What a weight is stored as: the ends of its tensors' names → dtypes and shapes."""
+    whole, fp8 = (rows, columns), torch.float8_e4m3fn
+    if dtype == "fp8":
+        return {"": (fp8, whole), "_scale": (torch.float32, ())}
+    if dtype == "int8":
+        return {"": (torch.int8, whole), "_scale": (torch.float32, (rows, 1))}
+    tiles = (-(-rows // TILE) * TILE, -(-columns // (4 * BLOCKS[dtype])) * 4)
+    if dtype == "mxfp8":
+        return {"": (fp8, whole), "_scale": (torch.uint8, tiles)}
+    packed = (torch.uint8, (rows, columns // 2))
+    return {"": packed, "_scale": (fp8, tiles), "_scale_2": (torch.float32, ())}
+
+
+def encode(dtype: str, piece: torch.Tensor, largest: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+    """Some rows of a weight, and their scales, under the ends of their names; `largest` is that of the whole weight."""
+    if dtype == "fp8":
+        scale = largest / FP8_MAX
+        return {"": piece.div_(scale).to(torch.float8_e4m3fn), "_scale": scale}
+    options = {
+        "mxfp8": {},
+        "nvfp4": {"scale": largest / (FP8_MAX * FP4_MAX)},
+        "int8": {"per_channel": True} | {name: value for name, value in settings.items() if name != "format"},
+    }[dtype]
+    made = layout(dtype)
+    tensors = made.state_dict_tensors(*made.quantize(piece, **options))
+    if dtype == "mxfp8":
+        tensors["_scale"] = tensors["_scale"].view(torch.uint8)
+    return tensors
+
+
+def stays(name: str, layers: int, keep: Collection[str]) -> bool:
+    """Whether a projection is one of those that --keep names."""
+    layer = int(name.split(".layers.")[1].split(".")[0])
+    expert = GENERATION if "_moe_gen" in name else UNDERSTANDING
+    return expert in keep or ENDS in keep and layer in (0, layers - 1)
 
 
 def vae_tensors(path: Path) -> list[Tensor]:
@@ -147,7 +239,25 @@ def vae_tensors(path: Path) -> list[Tensor]:
     ]
 
 
-def checkpoint(header: Header, dtype: str, vision: Path | None, vae: Path | None) -> tuple[list[Tensor], dict]:
+def projections(part: Part, dtype: str, keep: Collection[str]) -> set[str]:
+    """Those of the transformer's tensors that are quantised."""
+    if dtype == "bf16":
+        if keep:
+            raise CheckpointError(
+                "--keep says what stays in bf16 beside a smaller --dtype. Give that too, or leave it out."
+            )
+        return set()
+    found = [name for name, shape in part.shapes.items() if ".layers." in name and len(shape) == 2]
+    layers = 1 + max(int(name.split(".layers.")[1].split(".")[0]) for name in found)
+    chosen = {name for name in found if not stays(name, layers, keep)}
+    if not chosen:
+        raise CheckpointError(f"--keep leaves nothing that could be {dtype}. Keep less, or take --dtype bf16.")
+    return chosen
+
+
+def checkpoint(
+    header: Header, dtype: str, vision: Path | None, vae: Path | None, keep: Collection[str]
+) -> tuple[list[Tensor], dict]:
     """The tensors and the metadata of a single file."""
     parts = assign(header, transformer_prefix(header))
     if parts.unknown:
@@ -160,11 +270,11 @@ def checkpoint(header: Header, dtype: str, vision: Path | None, vae: Path | None
         raise CheckpointError(
             f"{header.path.name} and what is beside it lack the {missing}. Name its file with --vision."
         )
-    tensors = []
+    tensors, smaller = [], projections(parts.model, dtype, keep)
     for name, key in parts.model.keys.items():
-        full, layer = PREFIXES["model"] + name, (PREFIXES["model"] + name).removesuffix(".weight")
-        if dtype == "fp8" and ".layers." in name and len(header.shapes[key]) == 2:
-            tensors += fp8(layer, parts.model, key)
+        full = PREFIXES["model"] + name
+        if name in smaller:
+            tensors += quantised(full.removesuffix(".weight"), parts.model, key, dtype)
         else:
             tensors.append(plain(full, parts.model, key, torch.bfloat16))
     for part in (language, seeing.vision):
@@ -224,7 +334,16 @@ def show(done: int, total: int, before: int) -> None:
         print(f"\r{percent} % of {total / 1e9:.2f} GB", end="", file=sys.stderr, flush=True)
 
 
-def convert(model: Path, out: Path, dtype: str, vision: Path | None, vae: Path | None, progress=show) -> None:
+def convert(
+    model: Path,
+    out: Path,
+    dtype: str,
+    vision: Path | None,
+    vae: Path | None,
+    progress: Callable[[int, int, int], None] = show,
+    *,
+    keep: Collection[str] = (),
+) -> None:
     if out.suffix != ".safetensors":
         raise CheckpointError(f"{out.name} must end in .safetensors.")
     if out.exists():
@@ -235,7 +354,9 @@ def convert(model: Path, out: Path, dtype: str, vision: Path | None, vae: Path |
     if is_lora(header.shapes):
         tensors, metadata = lora(header)
     else:
-        tensors, metadata = checkpoint(header, dtype, vision, vae)
+        if dtype in LAYOUTS:
+            layout(dtype)
+        tensors, metadata = checkpoint(header, dtype, vision, vae, keep)
     write(tensors, metadata, out, progress)
 
 
@@ -243,13 +364,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL_FILE")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--dtype", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--dtype", choices=("bf16", *NOTES), default="bf16")
+    parser.add_argument("--keep", choices=(UNDERSTANDING, GENERATION, ENDS), action="append", default=[])
     parser.add_argument("--vision", type=Path, metavar="FILE")
     parser.add_argument("--vae", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves `write` properly
     try:
-        convert(arguments.model, arguments.out, arguments.dtype, arguments.vision, arguments.vae)
+        convert(arguments.model, arguments.out, arguments.dtype, arguments.vision, arguments.vae, keep=arguments.keep)
     except (CheckpointError, OSError) as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:

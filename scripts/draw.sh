@@ -5,12 +5,13 @@
 #   bash scripts/draw.sh blueprints [TITLE …] [--screenshots DIR] subgraphs/, made and tried in the page
 #   bash scripts/draw.sh inputs                                   api/input: the pictures and the clip that they load
 #   bash scripts/draw.sh gallery                                  docs/demonstration.png and the help pages' pictures
+#   bash scripts/draw.sh registry                                 docs/icon.png, docs/banner.png
 set -euo pipefail
 source "$(dirname "$0")/../dev/host/host.sh"
 what=${1:-}
 case "$what" in
-    workflows | blueprints | inputs | gallery) ;;
-    *) fail "Say what to draw: workflows, blueprints, inputs or gallery." ;;
+    workflows | blueprints | inputs | gallery | registry) ;;
+    *) fail "Say what to draw: workflows, blueprints, inputs, gallery or registry." ;;
 esac
 shift
 exec "$LANCE_PYTHON" -m "comfyui_lance.dev.authoring.$what" "$@"

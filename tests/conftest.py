@@ -1,5 +1,6 @@
 """The real ComfyUI, in this process: its folder comes from PYTHONPATH, as `scripts/test.sh` sets it."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -118,10 +119,30 @@ def nano(tmp_path_factory):
     return loading.load(nano.checkpoint(tmp_path_factory.mktemp("nano")))
 
 
+@pytest.fixture(scope="module")
+def kept_memory():
+    """glibc gives large blocks back at once, and the kernel clears each anew: most of the time of an answer of the
+    demonstration model, whose head is cast at every token. Not for what measures memory."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    yield
+    libc.mallopt(mmap_max, 65536)
+    libc.mallopt(trim_threshold, 128 << 10)
+    libc.malloc_trim(0)
+
+
 @pytest.fixture(scope="session")
 def server():
-    """A running ComfyUI with the plugin, which has no weights but the demonstration model's."""
+    """A running ComfyUI with the plugin, which has no weights but the demonstration model's. It keeps memory as
+    `kept_memory` does."""
     from comfyui_lance.dev.host.server import ComfyServer
 
-    with ComfyServer() as server:
+    server = ComfyServer()
+    server.environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+    with server:
         yield server

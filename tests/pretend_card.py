@@ -173,6 +173,14 @@ def test_what_the_card_makes_is_what_the_cpu_makes(expected, setting):
     forget()
 
 
+def test_what_it_says_is_the_same_where_silu_and_product_are_one_kernel(expected):
+    forget()
+    with pretend.comfyui(bf16=False) as card, mock.patch.object(comfy.model_management, "is_nvidia", lambda: True):
+        assert tell_picture(*load()) == expected[tell_picture]
+    forget()
+    assert card.launches["aten.glu_jvp.default"]
+
+
 def step_counts(job, **settings) -> tuple[list[Count], object]:
     """What each step but the first takes, and the MODEL."""
     forget()

@@ -211,6 +211,12 @@ def test_an_answer_is_the_same_however_many_layers_are_held_ready(lance, monkeyp
     assert language.answer(clip, model, request(), max_length=8) == expected
 
 
+def test_silu_and_product_in_one_kernel():
+    gate, up = torch.linspace(-90, 90, 1001), torch.linspace(-3, 2, 1001)
+    made = decoding.swiglu(torch.cat([torch.zeros(1001), -gate, -up]))
+    torch.testing.assert_close(made, torch.nn.functional.silu(gate) * up, rtol=1e-5, atol=1e-5)
+
+
 def test_weights_are_held_once(lance):
     clip = lance[1]
     own = {p.data_ptr() for p in clip.cond_stage_model.parameters()}

@@ -7,12 +7,20 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
-from comfyui_lance.lance_model import language
+from comfyui_lance.lance_model import guidance, language, media, resolution
 from comfyui_lance.lance_model.sequence import Label
+from comfyui_lance.nodes.guidance import LanceGuidance
 from comfyui_lance.training import judge, world
 from support.sampling import sample, schedule
 
-from nodes import ConditioningCombine, ConditioningSetMask, ConditioningSetTimestepRange, VAEDecode, common_ksampler
+from nodes import (
+    ConditioningCombine,
+    ConditioningSetMask,
+    ConditioningSetTimestepRange,
+    ConditioningZeroOut,
+    VAEDecode,
+    common_ksampler,
+)
 
 FOX, BOAT = "A red fox sleeps in the snow.", "A blue boat under a bridge."
 STEPS = 6
@@ -97,6 +105,20 @@ def test_image_to_image_starts_from_the_noised_picture(lance, noise, denoise):
         torch.testing.assert_close(branch[None], start, atol=1e-5, rtol=1e-4)
     by_hand = euler(model, positive, negative, start, sigmas)
     torch.testing.assert_close(model.model.process_latent_in(out["samples"]), by_hand, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("unconditional", guidance.UNCONDITIONALS)
+@pytest.mark.parametrize("edit", [False, True], ids=["picture", "edit"])
+def test_a_zeroed_conditioning_is_that_of_an_empty_prompt(lance, noise, edit, unconditional):
+    """To the bit: with other models a negative is often made of the positive by Conditioning Zero Out."""
+    (model,) = LanceGuidance.execute(lance[0], 0.0, 1.0, "global", unconditional).result
+    picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(3))
+    source = [media.preprocess(picture, resolution.OwnSize(), Label.SOURCE, lance[2])] if edit else []
+    positive, empty = language.encode_pair(lance[1], FOX, "", source)
+    (zeroed,) = ConditioningZeroOut().zero_out(positive)
+    sigmas = schedule(2, 3.5)
+    for pair, expected in (((positive, zeroed), (positive, empty)), ((zeroed, empty), (empty, empty))):
+        assert torch.equal(sample(model, *pair, noise, sigmas), sample(model, *expected, noise, sigmas))
 
 
 @torch.inference_mode()

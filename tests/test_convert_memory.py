@@ -43,7 +43,7 @@ sys.stdout.write(str(memory("VmHWM") - before))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
-@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "nvfp4", "int8"])
 def test_half_a_gigabyte_is_enough(dtype, tiny, tmp_path):
     model, out = tmp_path / "Lance_3B" / "model.safetensors", tmp_path / "out.safetensors"
     write_sparse(model, SHAPES, "F32")
@@ -53,5 +53,6 @@ def test_half_a_gigabyte_is_enough(dtype, tiny, tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=scripts)
     assert done.returncode == 0, done.stderr
     with safe_open(out, "pt") as file:
-        assert sum(prod(file.get_slice(key).get_shape()) for key in file.keys()) > sum(map(prod, SHAPES.values()))
+        written = sum(prod(file.get_slice(key).get_shape()) for key in file.keys())
+    assert written > 0.95 * sum(map(prod, SHAPES.values()))  # NVFP4 packs two a byte
     assert 50 << 20 < int(done.stdout) < LIMIT, f"{int(done.stdout) >> 20} MiB"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +127,15 @@ def test_the_chart_shows_the_figures(monkeypatch):
     assert (REPOSITORY / "docs" / "speed.svg").read_text(encoding="utf-8") == chart.draw(figures)
 
 
+def test_the_chart_of_fast_settings_is_that_of_their_table(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import fast_chart
+
+    with (REPOSITORY / "benchmarks" / "fast.csv").open(newline="") as file:
+        drawn = fast_chart.draw(list(csv.DictReader(file)))
+    assert (REPOSITORY / "docs" / "fast.svg").read_text(encoding="utf-8") == drawn
+
+
 @pytest.mark.browser
 def test_the_page_speaks_chinese(server):
     pytest.importorskip("playwright", reason="playwright is not installed")
@@ -135,7 +146,7 @@ def test_the_page_speaks_chinese(server):
     browser.set_settings(server.url, {"Comfy.Locale": "zh"})
     try:
         with browser.open_page(server.url) as page:
-            page.wait_for_timeout(1000)  # the default workflow comes late
+            page.wait_for_function("app.graph.nodes.length > 0")  # the default workflow comes late
             words = translations("zh")["LanceGuidance"]
             shown = page.evaluate(SELECT, "LanceGuidance")
             named = [item["name"] for name, item in words["inputs"].items() if name != "model"]
@@ -170,3 +181,21 @@ def test_the_quoted_messages_are_the_codes_own():
     said = list(sentences())
     assert len(quoted()) > 30
     assert [quote for quote in quoted() if not any(sentence.startswith(quote) for sentence in said)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a Markdown page, as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("folder", [".", "docs", "benchmarks"])
+def test_links_between_the_pages_lead_somewhere(folder):
+    pages, broken = list((REPOSITORY / folder).glob("*.md")), []
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = urllib.parse.unquote(link).partition("#")
+            target = page.parent / name if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.name}: {link}")
+    assert pages and not broken

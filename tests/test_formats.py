@@ -1,25 +1,18 @@
-"""Quantised files load and sample through ComfyUI's own operations; `scripts/convert.py` makes single files."""
+"""Quantised files load and sample through ComfyUI's own operations."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
+import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from comfyui_lance.dev.host import tiny_checkpoint
 from comfyui_lance.dev.host.number_formats import native, quantise
-from comfyui_lance.lance_model import loading
+from comfyui_lance.lance_model import loading, quantised
 from comfyui_lance.lance_model.checkpoint import CheckpointError
-from comfyui_lance.scripts import convert
-from safetensors.torch import load_file
-from support.checkpoints import MODEL, VAE, VISION, save
-from support.formats import FORMATS, TENSORS, beside, fp4, in_bf16, int4, old_fp8, velocity
+from support.checkpoints import save
+from support.formats import FORMATS, ROTATED, TENSORS, beside, fp4, in_bf16, int4, old_fp8, velocity
 from support.sampling import relative
 
 QUERY = "language_model.model.layers.1.self_attn.q_proj_moe_gen"
@@ -50,6 +43,37 @@ def test_a_quantised_file_samples_near_the_plain_one(format, tiny, weights, exac
     assert len(quantised) == (tiny_checkpoint.LAYERS * 2 * (4 + 3) if stored else 0)
     assert {module.quant_format for module in quantised.values()} == ({stored} if stored else set())
     assert 1e-3 < relative(velocity(loaded), exact) < most
+
+
+def test_a_file_may_mix_formats(tiny, weights, exact, tmp_path):
+    """Integers of four bits, whose rotation fits only some layers, beside NVFP4 and bf16."""
+
+    def mixed(layer: str, weight: torch.Tensor) -> TENSORS:
+        if "self_attn" in layer:
+            return {f"{layer}.weight": weight}
+        return (
+            native("convrot_w4a4", convrot_groupsize=64)(layer, weight) if weight.shape[1] == 64 else fp4(layer, weight)
+        )
+
+    loaded = loading.load(save(quantise(weights, mixed), tmp_path / "model.safetensors"), **beside(tiny))
+    layer = loaded[0].model.diffusion_model.get_submodule("language_model.model.layers.0")
+    assert not isinstance(layer.self_attn.q_proj.weight, QuantizedTensor)
+    assert (layer.mlp.up_proj.quant_format, layer.mlp.down_proj.quant_format) == ("convrot_w4a4", "nvfp4")
+    assert 1e-3 < relative(velocity(loaded), exact) < 0.5
+
+
+@pytest.mark.parametrize("stored", [native("int8_tensorwise", per_channel=True), ROTATED])
+def test_a_lora_on_integers_scaled_by_rows_is_rounded_to_such_again(stored, tiny, weights, tmp_path):
+    path = save(quantise(weights, stored), tmp_path / "model.safetensors")
+    model = loading.load(path, **beside(tiny))[0]
+    before = model.model.diffusion_model.get_submodule(QUERY).weight.dequantize().float()
+    patched = model.clone()
+    patched.add_patches({f"diffusion_model.{QUERY}.weight": ("diff", (torch.full((64, 64), 0.1),))}, 1.0)
+    comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
+    after = patched.model.diffusion_model.get_submodule(QUERY).weight
+    assert isinstance(after, QuantizedTensor) and after._params.scale.shape == (64, 1)
+    assert (after.dequantize().float() - before - 0.1).abs().max() < 0.01
+    comfy.model_management.unload_all_models()
 
 
 @pytest.mark.parametrize("how", [int4, fp4])
@@ -121,10 +145,34 @@ def test_a_quantised_model_answers(tiny, weights, tmp_path):
     assert len(clip.generate(clip.tokenize("What is red?"), do_sample=False, max_length=3)) <= 3
 
 
+def rotated(**settings) -> TENSORS:
+    """A layer of integers, turned as it says."""
+    described = {"format": "int8_tensorwise"} | ({} if "params" in settings else {"convrot": True}) | settings
+    weight = torch.zeros(64, 64, dtype=torch.int8)
+    return {
+        f"{QUERY}.weight": weight,
+        f"{QUERY}.weight_scale": torch.ones(64, 1),
+        f"{QUERY}.comfy_quant": note(described),
+    }
+
+
 WRONG = {
     "unknown format": ({f"{QUERY}.comfy_quant": note({"format": "q4_k"})}, ["format", "q4_k", "NVFP4"]),
     "no format": ({f"{QUERY}.comfy_quant": note({})}, ["format", "None"]),
     "no JSON": ({f"{QUERY}.comfy_quant": torch.zeros(4, dtype=torch.uint8)}, ["invalid JSON"]),
+    "a format of newer hosts": (
+        {f"{QUERY}.comfy_quant": note({"format": "of_tomorrow"})},
+        [QUERY, "of_tomorrow", "does not know yet", "Update ComfyUI"],
+    ),
+    "a scale that fp8 has not": (
+        {f"{QUERY}.pre_quant_scale": torch.ones(64)},
+        [f"has {QUERY}.pre_quant_scale, which Lance has not"],
+    ),
+    "turns of no size": (rotated(convrot_groupsize=48), [QUERY, "do not fit its 64 columns", "48"]),
+    "turns wider than the columns": (rotated(convrot_groupsize=256), ["do not fit its 64 columns"]),
+    "turns by default": (rotated(), ["do not fit its 64 columns"]),
+    "turns by a word": (rotated(params={"convrot": True, "convrot_groupsize": "all"}), ["do not fit", "all"]),
+    "integers by blocks": (rotated(convrot_groupsize=16) | {f"{QUERY}.weight_scale": torch.ones(4, 4)}, ["(4, 4)"]),
     "a list for a format": ({f"{QUERY}.comfy_quant": note({"format": ["nvfp4"]})}, ["format", "['nvfp4']"]),
     "a note in numbers": ({f"{QUERY}.comfy_quant": torch.zeros(4)}, ["comfy_quant, which Lance has not"]),
     "no scale": ({f"{QUERY}.weight_scale": None}, [f"lacks {QUERY}.weight_scale"]),
@@ -155,118 +203,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_quantisation_that_does_not_fit_is_refused(case, tiny, weights, tmp_path):
+def test_a_quantisation_that_does_not_fit_is_refused(case, tiny, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantised, "FORMATS", quantised.FORMATS | {"of_tomorrow"})
     changes, substance = WRONG[case]
     changed = quantise(weights, native("float8_e4m3fn")) | changes
     path = save({name: value for name, value in changed.items() if value is not None}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as refused:
         loading.load(path, **beside(tiny))
     assert [part for part in substance if part not in str(refused.value)] == [], str(refused.value)
-
-
-# ---- scripts/convert.py ----------------------------------------------------------------------------------------------
-
-
-def quiet(*_) -> None:
-    pass
-
-
-@pytest.fixture(scope="module")
-def small(tiny, weights, tmp_path_factory) -> Path:
-    """The official layout in bf16."""
-    root = tmp_path_factory.mktemp("small")
-    for name in (MODEL, VISION):
-        (root / name).parent.mkdir()
-    save(weights, root / MODEL)
-    for name in (VISION, "Qwen2.5-VL-ViT/config.json", VAE):
-        (root / name).symlink_to(tiny / name)
-    return root
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
-def test_a_converted_checkpoint_is_the_model(dtype, small, tiny, weights, exact, tmp_path):
-    out = tmp_path / "lance.safetensors"
-    convert.convert(small / MODEL, out, dtype, None, None, quiet)
-    assert [path.name for path in tmp_path.iterdir()] == [out.name]
-    loaded = loading.load(out)
-    found = velocity(loaded)
-    if dtype == "bf16":
-        model = loaded[0].model.diffusion_model.state_dict()
-        assert all(torch.equal(model[name], weights[name]) for name in model)
-        assert relative(found, exact) < 0.02  # the vision encoder is in bf16 now, the text alike
-    else:
-        assert 1e-3 < relative(found, exact) < 0.08
-    vision = load_file(tiny / VISION)
-    visual = loaded[1].cond_stage_model.visual.state_dict()
-    assert all(torch.equal(visual[name], vision[name].to(torch.bfloat16)) for name in visual)
-    assert loaded[1].cond_stage_model.visual.blocks[0].attn.num_heads == tiny_checkpoint.VIT_CONFIG["num_heads"]
-    assert loaded[2].latent_channels == 48
-
-
-def test_the_vae_may_be_the_original_pickle(small, tiny, tmp_path):
-    torch.save(load_file(tiny / VAE), tmp_path / "Wan2.2_VAE.pth")
-    out = tmp_path / "lance.safetensors"
-    convert.convert(small / MODEL, out, "bf16", None, tmp_path / "Wan2.2_VAE.pth", quiet)
-    vae = {key.removeprefix("vae."): value for key, value in load_file(out).items() if key.startswith("vae.")}
-    assert vae.keys() == load_file(tiny / VAE).keys()
-    assert all(torch.equal(vae[key], value) for key, value in load_file(tiny / VAE).items())
-
-
-def test_large_tensors_pass_in_pieces(small, tmp_path, monkeypatch):
-    convert.convert(small / MODEL, tmp_path / "whole.safetensors", "fp8", None, None, quiet)
-    monkeypatch.setattr(convert, "CHUNK", 50_000)
-    convert.convert(small / MODEL, tmp_path / "pieces.safetensors", "fp8", None, None, quiet)
-    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "pieces.safetensors").read_bytes()
-
-
-REFUSED = {
-    "no model": (lambda s, t: (s / VISION, t / "out.safetensors"), "not a Lance transformer"),
-    "no file": (lambda s, t: (s / "gone.safetensors", t / "out.safetensors"), "There is no file"),
-    "no VAE": (lambda s, t: (s / MODEL, t / "out.safetensors", s / VISION, s / VISION), "not Wan 2.2's VAE"),
-    "another suffix": (lambda s, t: (s / MODEL, t / "out.ckpt"), "must end in .safetensors"),
-    "no folder": (lambda s, t: (s / MODEL, t / "gone" / "out.safetensors"), "There is no folder"),
-    "there already": (lambda s, t: (s / MODEL, s / MODEL), "is there already"),
-    "quantised already": (
-        lambda s, t: (
-            save(quantise(load_file(s / MODEL), native("float8_e4m3fn")), t / "fp8.safetensors"),
-            t / "out.safetensors",
-            s / VISION,
-            s / VAE,
-        ),
-        "Convert from the official",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_converted_is_refused_and_leaves_nothing(case, small, tmp_path):
-    arguments, substance = REFUSED[case]
-    model, out, vision, vae = (*arguments(small, tmp_path), None, None)[:4]
-    before = set(tmp_path.iterdir())
-    with pytest.raises(convert.CheckpointError, match=substance):
-        convert.convert(model, out, "bf16", vision, vae, quiet)
-    assert set(tmp_path.iterdir()) - before <= {tmp_path / "fp8.safetensors"}
-
-
-def test_an_interrupted_conversion_leaves_nothing(tiny, tmp_path):
-    """Ctrl-C while the file is being written."""
-    script = Path(convert.__file__)
-    slow = f"""
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-sys.path.insert(0, {str(script.parent)!r})
-import convert
-convert.convert.__defaults__ = (lambda *_: (print("writing", flush=True), time.sleep(0.2)),)
-sys.argv = ["convert.py", {str(tiny / MODEL)!r}, {str(tmp_path / "out.safetensors")!r}]
-convert.main()
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    assert process.stdout.readline() == "writing\n"
-    assert (tmp_path / "out.safetensors.partial").exists()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Stopped" in errors and "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []

@@ -63,8 +63,9 @@ def decoded(g: Graph, lance: Node, samples: Link) -> Link:
     return g.add("VAEDecode", samples=samples, vae=lance["VAE"])["IMAGE"]
 
 
-def sampled(g: Graph, lance: Node, prompt: Node, latent: Link, model: Link | None = None) -> Link:
-    """KSampler with the model's defaults."""
+def sampled(g: Graph, lance: Node, prompt: Node, latent: Link, model: Link | None = None, **changed: Any) -> Link:
+    """KSampler with the model's defaults, but for what is `changed`."""
+    settings = {"steps": 30, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     sampler = g.add(
         "KSampler",
         model=model or lance["MODEL"],
@@ -73,18 +74,14 @@ def sampled(g: Graph, lance: Node, prompt: Node, latent: Link, model: Link | Non
         latent_image=latent,
         seed=SEED,
         control_after_generate="fixed",
-        steps=30,
-        cfg=4.0,
-        sampler_name="euler",
-        scheduler="simple",
-        denoise=1.0,
+        **(settings | changed),
     )
     return sampler["LATENT"]
 
 
-def make_picture(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link) -> None:
-    """From the prompt to the picture, which stands in a column of its own."""
-    samples = sampled(g, lance, prompt, latent)
+def make_picture(g: Graph, title: str, name: str, lance: Node, prompt: Node, latent: Link, **sampling: Any) -> None:
+    """From the prompt to the picture, which stands in a column of its own. `sampling`: what KSampler has of its own."""
+    samples = sampled(g, lance, prompt, latent, **sampling)
     g.column(title)
     g.add("SaveImage", images=decoded(g, lance, samples), filename_prefix=f"lance/{name}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 from PIL import Image
 
 from ..host.server import ComfyServer, tiny_weights
@@ -145,6 +146,5 @@ def unload(server: ComfyServer) -> None:
 
 
 def resident(server: ComfyServer) -> float:
-    """MiB of memory that the server has (Linux)."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+    """MiB of memory that the server has."""
+    return psutil.Process(server.process.pid).memory_info().rss / 2**20

@@ -66,14 +66,14 @@ def is_projection(name: str) -> bool:
     return ".layers." in name and name.endswith(("_proj.weight", "_proj_moe_gen.weight"))
 
 
-def native(format: str) -> Callable[[str, torch.Tensor], Tensors]:
-    """ComfyUI's own format, with its `comfy_quant` beside each weight."""
+def native(format: str, **options) -> Callable[[str, torch.Tensor], Tensors]:
+    """ComfyUI's own format, with its `comfy_quant` beside each weight; that notes the `options` of its quantisation."""
 
     def quantise(layer: str, weight: torch.Tensor) -> Tensors:
         layout = get_layout_class(QUANT_ALGOS[format]["comfy_tensor_layout"])
-        data, params = layout.quantize(weight, scale="recalculate")
+        data, params = layout.quantize(weight, **{"scale": "recalculate"} | options)
         tensors = layout.state_dict_tensors(data, params)
-        described = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+        described = torch.tensor(list(json.dumps({"format": format} | options).encode()), dtype=torch.uint8)
         return {f"{layer}.weight{suffix}": tensor for suffix, tensor in tensors.items()} | {
             f"{layer}.comfy_quant": described
         }

@@ -228,7 +228,7 @@ class Card(TorchDispatchMode):
             kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
         if target is not None:
             kwargs = {**kwargs, "device": "meta" if shapes or not self.numbers else "cpu"}
-        out = function(*args, **kwargs)
+        out = IN_FLOAT.get(function, function)(*args, **kwargs)
         if function is aten.scaled_dot_product_attention.default:  # heads beside each other, as a card's kernels write
             out = out.transpose(1, 2).contiguous().transpose(1, 2)
         if target is not None and not shapes and not self.numbers and out.numel() <= FEW:
@@ -236,6 +236,16 @@ class Card(TorchDispatchMode):
         if target is not None and target.type != NAME:
             return out
         return _mapped(torch.Tensor, lambda x: CardTensor(self._settle(x)), out)
+
+
+def _glu_jvp(glu: torch.Tensor, x: torch.Tensor, dx: torch.Tensor, dim: int) -> torch.Tensor:
+    """As a card's kernel computes it. The CPU has none for 16 bits."""
+    (_, b), (da, db) = (both.float().chunk(2, dim) for both in (x, dx))
+    sigmoid = 1 / (1 + (-b).exp())
+    return (da * sigmoid + glu.float() * (db - sigmoid * db)).to(glu.dtype)
+
+
+IN_FLOAT = {aten.glu_jvp.default: _glu_jvp}
 
 
 def _leaves(x) -> Iterator:

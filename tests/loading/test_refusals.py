@@ -13,6 +13,7 @@ from comfyui_lance.lance_model import language, loading
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.lance_model.media import preprocess
 from comfyui_lance.lance_model.resolution import IMAGE
+from execution import full_type_name
 from support.checkpoints import LAYER, MODEL, VAE, VISION, Repository, link, refusal, save
 
 
@@ -79,7 +80,7 @@ WRONG = {
         lambda r: r.raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12400000000\n"),
         ["Git LFS pointer", "git lfs pull"],
     ),
-    "empty file": (lambda r: r.raw(b""), ["model.safetensors is empty", "Download it again"]),
+    "empty file": (lambda r: r.raw(b""), ["Lance_3B/model.safetensors is empty", "Download it again"]),
     "few bytes": (lambda r: r.raw(b"\x01\x02\x03"), ["(3 bytes)", "incomplete", "Download it again"]),
     "web page": (
         lambda r: r.raw(b"\n<!DOCTYPE html><html><body>Sign in</body></html>"),
@@ -89,7 +90,7 @@ WRONG = {
         lambda r: r.raw(pickle.dumps({"a": 1}) + b"\0" * 100),
         ["not a safetensors file", "Download it again"],
     ),
-    "cut off": (cut_off, ["model.safetensors (", " bytes) is incomplete", "Download it again"]),
+    "cut off": (cut_off, ["Lance_3B/model.safetensors (", " bytes) is incomplete", "Download it again"]),
     "BAGEL": (bagel, ["BAGEL", "64 latent channels", "48"]),
     "stock Qwen2.5-VL": (
         lambda r: r.other("visual.blocks.0.norm1.weight", "model.layers.0.self_attn.q_proj.weight"),
@@ -152,7 +153,7 @@ WRONG = {
         lambda r: r.model(**{QUERY + ".scale_weight": torch.zeros(1)}),
         ["q_proj_moe_gen.scale_weight, which Lance has not"],
     ),
-    "no VAE": (without(VAE), ["There is no VAE for model.safetensors", "Wan2.2_VAE.pth", "models/vae"]),
+    "no VAE": (without(VAE), ["There is no VAE for Lance_3B/model.safetensors", "Wan2.2_VAE.pth", "models/vae"]),
     "vision encoder of another size": (
         vision_of_another_size,
         ["vit.safetensors belongs to another model", "96", "64"],
@@ -235,6 +236,11 @@ def test_the_config_of_another_model_is_not_believed(repository):
     (repository.root / VISION).with_name("config.json").write_text(json.dumps(config))
     visual = loading.load(repository.root / MODEL)[1].cond_stage_model.visual
     assert visual.blocks[0].attn.num_heads == 16 and visual.fullatt_block_indexes == [7, 15, 23, 31]
+
+
+def test_the_page_names_the_error_shortly():
+    """It prints the name before the sentence; as a rule the plugin's whole path would be in it."""
+    assert full_type_name(CheckpointError) == "lance.CheckpointError"
 
 
 class Malicious:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from comfy.quant_ops import QUANT_ALGOS
 from comfyui_lance.dev.host.number_formats import native, quantise
 from comfyui_lance.lance_model import language
 from safetensors.torch import load_file
@@ -66,6 +67,15 @@ def in_metadata(weights: TENSORS, path: Path) -> Path:
     return save(weights, path, {"_quantization_metadata": json.dumps(listed)})
 
 
+ROTATED = native("int8_tensorwise", per_channel=True, convrot=True, convrot_groupsize=16)
+
+
+def flat_scales(weights: TENSORS, path: Path) -> Path:
+    """Scales of rows without the second dimension, as some files have them."""
+    weights = quantise(weights, native("int8_tensorwise", per_channel=True))
+    return save({name: w[:, 0] if name.endswith(".weight_scale") else w for name, w in weights.items()}, path)
+
+
 def velocity(loaded) -> torch.Tensor:
     model, clip, _ = loaded
     noise = torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(1))
@@ -89,5 +99,14 @@ FORMATS = {
         0.08,
     ),
     "blocks of FP4": (lambda w, path: save(quantise(w, fp4), path), "nvfp4", 0.4),
+    "int8": (lambda w, path: save(quantise(w, native("int8_tensorwise")), path), "int8_tensorwise", 0.08),
+    "int8 by rows, rotated": (lambda w, path: save(quantise(w, ROTATED), path), "int8_tensorwise", 0.03),
+    "int8 by rows, flat": (flat_scales, "int8_tensorwise", 0.03),
     "groups of INT4": (lambda w, path: save(quantise(w, int4), path), None, 0.4),
 }
+if "asym_w4a8_int8" in QUANT_ALGOS:  # since ComfyUI 0.33
+    FORMATS["w4a8"] = (
+        lambda w, path: save(quantise(w, native("asym_w4a8_int8", convrot_groupsize=16)), path),
+        "asym_w4a8_int8",
+        0.4,
+    )
