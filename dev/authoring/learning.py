@@ -139,7 +139,7 @@ def train_edit(g: Graph) -> None:
     asked = g.add("LanceEncodeEdit", image=known["images"], prompt=known["texts"], **settings)
     own = sampled(g, lance, asked, asked["latent"])
     latents, positive = both(g, after["latent"], own), both(g, before["positive"], asked["positive"])
-    learnt = trained(g, lance, "lance_edit", latents, positive, 1700, 0.0008)
+    learnt = trained(g, lance, "lance_edit", latents, positive, 1300, 0.0008)
     picture = g.add("LoadImage", image=CIRCLE)
     prompt = g.add("LanceEncodeEdit", image=picture["IMAGE"], prompt="make the circle a star", **settings)
     make_edit(g, "7 · Picture", "train_edit", learnt, prompt)
