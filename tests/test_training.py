@@ -29,13 +29,8 @@ def examples(lesson: str) -> list[list[tuple[Image.Image, str]]]:
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_the_workflow_trains_a_lora_that_loads(lesson, server, lance, tmp_path, caplog):
+def test_the_workflow_trains_a_lora_that_loads(lesson, server, nano, tmp_path, caplog):
     prompt = workflows.load(lesson)
-    workflows.of_type(prompt, "LanceLoader")[0]["model"] = workflows.IMAGE_MODEL
-    for its in workflows.of_type(prompt, "LanceEncodeEdit"):
-        its["resolution"] = "demonstration 64x64"
-    for its in workflows.of_type(prompt, "EmptyLanceLatent"):
-        its["size"] = "demonstration 64x64"
     in_two_steps(prompt)
     pictures = server.outputs(server.wait(server.queue(prompt)))
     assert [path.suffix for path in pictures] == [".png"]
@@ -47,7 +42,7 @@ def test_the_workflow_trains_a_lora_that_loads(lesson, server, lance, tmp_path, 
     with mock.patch.dict(folder_paths.folder_names_and_paths, {"loras": ([str(tmp_path)], {".safetensors"})}):
         folder_paths.filename_list_cache.pop("loras", None)
         with caplog.at_level(logging.WARNING):
-            model, _ = LoadLanceLora.execute(lance[0], file.name, 1.0, 1.0, lance[1]).args
+            model, _ = LoadLanceLora.execute(nano[0], file.name, 1.0, 1.0, nano[1]).args
     assert "not loaded" not in caplog.text.lower()
     assert {name.removesuffix(".lora_up.weight") + ".weight" for name in moved} <= model.patches.keys()
 
@@ -84,7 +79,7 @@ def test_the_workflow_halves_the_pairs():
 
 def test_the_rule_knows_a_cinematic_picture():
     rng = random.Random(3)
-    scenes = [lessons.between_bars(rng) for _ in range(60)]
+    scenes = [lessons.with_visible_bars(rng) for _ in range(60)]
     plain = [world.render(scene) for scene in scenes]
     drawn = [np.asarray(lessons.cinematic(picture)) for picture in plain]
     assert sum(map(lessons.is_cinematic, drawn, scenes)) >= 59

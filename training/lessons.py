@@ -39,11 +39,18 @@ def cinematic(picture: Image.Image) -> Image.Image:
 
 
 def between_bars(rng: random.Random) -> world.Scene:
-    """A scene that the bars leave whole, and that is not black itself."""
+    """A scene that the bars leave whole."""
     while True:
         scene = world.single(rng) if rng.random() < 0.6 else world.two(rng)
-        hidden = any(thing.place in ("at the top", "at the bottom") for thing in scene.things)
-        if not (hidden or scene.graded or scene.background == "black"):
+        if not any(thing.place in ("at the top", "at the bottom") for thing in scene.things):
+            return scene
+
+
+def with_visible_bars(rng: random.Random) -> world.Scene:
+    """Such a scene on one colour that is not the bars'."""
+    while True:
+        scene = between_bars(rng)
+        if not scene.graded and scene.background != "black":
             return scene
 
 
@@ -52,7 +59,7 @@ def in_words(scene: world.Scene) -> str:
 
 
 def look_examples(seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Cinematic pictures, and captions that do not say so."""
+    """Cinematic pictures, and captions that do not say so. On black as well: without, black comes to mean bars."""
     rng = random.Random(seed)
     scenes = [between_bars(rng) for _ in range(EXAMPLES)]
     return [(cinematic(world.render(scene)), world.describe(scene)) for scene in scenes]
@@ -67,7 +74,7 @@ def is_cinematic(pixels: numpy.ndarray, scene: world.Scene) -> bool:
 
 
 def looks_right(judge: Judge, rng: random.Random, seed: int) -> bool:
-    scene = between_bars(rng)
+    scene = with_visible_bars(rng)
     return is_cinematic(judge.made(in_words(scene), seed)[0], scene)
 
 

@@ -33,7 +33,8 @@ async ({ columns, sizes, gap, padding, view }) => {
     if (!source.connect(output, node, input)) throw new Error(`${source.type} ${link.output} does not fit ${node.type} ${name}`)
   }
 
-  for (const spec of columns.flatMap((boxes) => boxes.flatMap((box) => box.stacks.flat()))) {
+  const specs = columns.flatMap((boxes) => boxes.flatMap((box) => box.stacks.flat()))
+  for (const spec of specs) {
     const node = create(spec)
     for (const [name, value] of Object.entries(spec.inputs)) {
       if (value?.output === undefined) setWidget(node, name, value)
@@ -42,6 +43,11 @@ async ({ columns, sizes, gap, padding, view }) => {
     }
   }
   await settled()
+  for (const { id, type, inputs } of specs) {
+    for (const name of Object.keys(inputs).filter((name) => inputs[name]?.output !== undefined)) {
+      if (nodes.get(id).inputs[nodes.get(id).findInputSlot(name)]?.link == null) throw new Error(`${type}.${name} lost its link`)
+    }
+  }
 
   // Columns from left to right, the boxes of a column equally wide. A node's position is the corner under its title bar.
   const bar = LiteGraph.NODE_TITLE_HEIGHT

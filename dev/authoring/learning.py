@@ -93,7 +93,7 @@ def train_look(g: Graph) -> None:
     plain = g.add("LanceEncode", clip=lance["CLIP"], prompt=pictures["texts"], target="image")
     own = sampled(g, lance, plain, shown["latents"])  # of which at full noise only the size is left
     latents, positive = both(g, shown["latents"], own), both(g, shown["conditioning"], plain["positive"])
-    learnt = trained(g, lance, "lance_look", latents, positive, 3000, 0.0012)
+    learnt = trained(g, lance, "lance_look", latents, positive, 2400, 0.0006)
     prompt = g.add(
         "LanceEncode",
         clip=lance["CLIP"],
