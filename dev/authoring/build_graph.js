@@ -3,7 +3,12 @@ async ({ columns, sizes, gap, padding, view }) => {
   const { app, LiteGraph } = window
   const graph = app.graph
   const nodes = new Map()
-  const settled = () => new Promise((resolve) => setTimeout(resolve, 20))
+  const frame = () => new Promise((resolve) => requestAnimationFrame(resolve)) // the page's own pace, on a busy machine too
+  const settled = async () => {
+    await frame()
+    await frame()
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
 
   const create = ({ id, type, title, properties }) => {
     const node = LiteGraph.createNode(type)
