@@ -54,7 +54,7 @@ def quick_text_to_image(g: Graph) -> None:
     All this was measured on the demonstration model. With Lance itself compare a few seeds with 30 steps of *simple*
     first; *dpmpp_2m* with *simple* at 12 steps is what one of its users reports.
     """
-    note(g, "Text to image quickly", text, PICTURE)
+    note(g, "Text to image quickly", text)
     g.box("1 · Model and size")
     lance = load(g)
     latent = empty_latent(g, lance)
