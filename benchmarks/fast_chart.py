@@ -40,7 +40,7 @@ class Panel:
     def at(self, passes: float, y: float) -> tuple[float, float]:
         """In pixels; what lies outside stands on the edge."""
         first, last = map(math.log, PASSES)
-        part = (math.log(passes) - first) / (last - first)
+        part = min(max((math.log(passes) - first) / (last - first), 0), 1)
         share = (min(max(y, self.low), self.high) - self.low) / (self.high - self.low)
         return round(self.left + part * PANEL, 1), round(self.top + (1 - share) * self.height, 1)
 
