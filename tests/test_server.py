@@ -35,6 +35,7 @@ NODES = {
     "LanceLoader",
     "LanceLoraLoader",
     "LancePasteEdit",
+    "LanceRank",
     "LanceScheduler",
 }
 
