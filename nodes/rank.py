@@ -156,7 +156,7 @@ class LanceRank(io.ComfyNode):
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         if show := shown(cls.hidden.unique_id):
             what = "clip" if frames > 1 else "picture"
-            show("\n".join(f"{place}. {what} {i}: {scores[i]:.3f}" for place, i in enumerate(order, 1)))
+            show(f"Best first: {what} " + ", ".join(f"{i} ({scores[i]:.3f})" for i in order))
         ranked = torch.cat([candidates[i] for i in order])
         return io.NodeOutput(ranked, candidates[order[0]], [scores[i] for i in order], order[0])
 

@@ -107,6 +107,16 @@ def test_the_picture_that_shows_the_prompt_is_first(nano):
         assert sorted(x.sum() for x in ranked) == sorted(x.sum() for x in images)
 
 
+def test_the_node_says_the_order_and_the_scores(nano, monkeypatch):
+    said = []
+    monkeypatch.setattr("comfyui_lance.nodes.rank.shown", lambda node_id: said.append)
+    scenes, images = pictures(3)
+    _, _, scores, index = rank(nano, images, captioned(world.describe(scenes[1])))
+    (text,) = said
+    assert index == 1 and text.startswith(f"Best first: picture 1 ({scores[0]:.3f}), ")
+    assert text.endswith(f" ({scores[2]:.3f})")
+
+
 @pytest.mark.parametrize(
     ("prompt", "caption"),
     [(" a fox\n", "A fox."), ("A fox!", "A fox!"), ("a fox (red)", "A fox (red)"), ("一只狐狸", "一只狐狸")],

@@ -30,7 +30,7 @@ SIZES = {
     "LanceImageToVideo": (380, 180),
     "LanceAnswer": (380, 280),
     "LanceEnhancePrompt": (380, 240),
-    "LanceRank": (380, 420),
+    "LanceRank": (380, 360),
     "KSampler": (300, 480),
     "PreviewAny": (280, 200),
     "PreviewImage": (300, 300),
