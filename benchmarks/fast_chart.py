@@ -13,11 +13,11 @@ from pathlib import Path
 
 Row = dict[str, str]
 
-WIDTH, LEFT, TOP, GAP = 760, 52, 84, 14  # pixels
-PANEL, SHARES, LEVELS = 220, 110, 170  # width of a task's column, heights of its two panels
+WIDTH, LEFT, TOP, GAP = 760, 52, 84, 16  # pixels
+PANEL, SHARES, LEVELS = 218, 110, 170  # width of a task's column, heights of its two panels
 TASKS = ("pictures", "edits", "clips")
-PASSES, FARTHEST = (4, 60), 24.0  # what the axes show
-TICKS = (4, 6, 8, 12, 16, 23, 30, 40, 56)
+PASSES, FARTHEST = (4.8, 58), 24.0  # what the axes show
+TICKS = (6, 8, 12, 18, 27, 40, 56)
 SERIES = {
     ("euler", "simple"): "#2f6fde",
     ("euler", "kl_optimal"): "#e08a2e",
@@ -40,7 +40,7 @@ class Panel:
     def at(self, passes: float, y: float) -> tuple[float, float]:
         """In pixels; what lies outside stands on the edge."""
         first, last = map(math.log, PASSES)
-        part = (math.log(passes) - first) / (last - first)
+        part = min(max((math.log(passes) - first) / (last - first), 0), 1)
         share = (min(max(y, self.low), self.high) - self.low) / (self.high - self.low)
         return round(self.left + part * PANEL, 1), round(self.top + (1 - share) * self.height, 1)
 
@@ -67,10 +67,10 @@ def share(row: Row) -> float:
 
 def column(task: str, rows: list[Row], left: float) -> list[str]:
     """The two panels of a task, from its rows."""
-    above = Panel(left, TOP, SHARES, 0.5, 1.0)
+    above = Panel(left, TOP, SHARES, 0.0, 1.0)
     below = Panel(left, TOP + SHARES + GAP, LEVELS, 0.0, FARTHEST)
     parts = [f'<text x="{left}" y="{TOP - 12}" font-weight="600">{task}</text>']
-    parts += above.axes([(0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")], False)
+    parts += above.axes([(0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %")], False)
     parts += below.axes([(0, "0"), (8, "8"), (16, "16"), (24, "24")], True)
     most = max(int(row["prompts"]) for row in rows)
     usual = [row for row in rows if float(row["start"]) == 0.4]
@@ -93,9 +93,9 @@ def column(task: str, rows: list[Row], left: float) -> list[str]:
 def draw(rows: list[Row]) -> str:
     parts, x = [], LEFT
     legend = [(f"{sampler}, {scheduler}", color) for (sampler, scheduler), color in SERIES.items()]
-    for words, color in [*legend, ("with EasyCache", CACHED), ("others", OTHERS)]:
+    for words, color in [*legend, ("EasyCache", CACHED), ("others", OTHERS)]:
         parts += [dot((x + 4, 20), color, 4), f'<text x="{x + 13}" y="24">{words}</text>']
-        x += 34 + 6.4 * len(words)
+        x += 27 + 6.5 * len(words)
     words = "above: right results · below: levels of 255 from 200 steps, 24 and more at the top edge · across: passes"
     parts.append(f'<text x="{LEFT}" y="46">{words}</text>')
     for i, task in enumerate(TASKS):

@@ -29,6 +29,14 @@ def loaded_patcher(module: torch.nn.Module):
     return None
 
 
+def load(language, model_patcher, request, length: int, beside: float = 0) -> None:
+    """Loads CLIP and MODEL, with room for a request, an answer of that many tokens and further bytes `beside`."""
+    patchers = [p for p in (loaded_patcher(language), model_patcher) if p is not None]
+    memory = _memory(model_patcher, request, length) + beside
+    memory = max(memory, language.memory_estimation_function({"lance": request}, language.execution_device))
+    comfy.model_management.load_models_gpu(patchers, memory_required=memory)
+
+
 def generate(
     language,
     model_patcher,
@@ -49,10 +57,7 @@ def generate(
     `language` is the CLIP's module, loaded and told its execution device by its caller; `model_patcher` the MODEL whose
     understanding expert answers. `on_tokens` gets all ids so far whenever new ones are known.
     """
-    patchers = [p for p in (loaded_patcher(language), model_patcher) if p is not None]
-    memory = _memory(model_patcher, request, max_length)
-    memory = max(memory, language.memory_estimation_function({"lance": request}, language.execution_device))
-    comfy.model_management.load_models_gpu(patchers, memory_required=memory)
+    load(language, model_patcher, request, max_length)
     model, device = model_patcher.model, model_patcher.load_device
     transformer, dtype = model.diffusion_model, model.get_dtype_inference()
     options = {"prefetch_dynamic_vbars": model_patcher.is_dynamic()}

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from transformers import Qwen2Tokenizer
 
-from . import generation, habits, partners, resolution, tasks
+from . import generation, habits, partners, resolution, scoring, tasks
 from .checkpoint import CheckpointError
 from .config import VisionConfig
 from .diffusion import Lance
@@ -150,12 +150,25 @@ def encode_pair(clip, prompt: str, negative_prompt: str = "", media: list[Medium
     return encode(prompt), encode(negative_prompt)
 
 
-def answer(clip, model, request: Request, **options) -> list[int]:
-    """Ids of the answer by a MODEL of its own, LoRAs included. Options as in `generation.generate`."""
+def _prepare_with(clip, model, request: Request) -> LanceLanguage:
+    """As `prepare`, once it is sure that a MODEL of its own is Lance's and as wide."""
     check(clip)
     partners.check(model, "model", Lance, "MODEL")
     partners.check_width(clip.cond_stage_model.lm_head.in_features, model.model.diffusion_model.hidden)
-    language = prepare(clip, request)
+    return prepare(clip, request)
+
+
+def log_likelihoods(clip, model, request: Request, answers: list[str]) -> list[torch.Tensor]:
+    """Log-probabilities of each answer's tokens by a MODEL of its own, LoRAs included; [n] each, on the CPU."""
+    language = _prepare_with(clip, model, request)
+    ids = [language.tokenizer.ids(answer) for answer in answers]
+    with comfy.model_management.cuda_device_context(clip.patcher.load_device):
+        return scoring.log_probabilities(language, model, request, ids)
+
+
+def answer(clip, model, request: Request, **options) -> list[int]:
+    """Ids of the answer by a MODEL of its own, LoRAs included. Options as in `generation.generate`."""
+    language = _prepare_with(clip, model, request)
     with comfy.model_management.cuda_device_context(clip.patcher.load_device):
         return generation.generate(language, model, request, **options)
 

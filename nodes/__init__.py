@@ -7,9 +7,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from . import answer, edit, encode, frames, guidance, latent, loader, lora, paste, reference, samples, windows
+from . import answer, edit, encode, frames, guidance, latent, loader, lora, paste, rank, reference, samples, windows
 
-FEATURES = (loader, lora, encode, edit, paste, reference, latent, frames, windows, guidance, answer)
+FEATURES = (loader, lora, encode, edit, paste, reference, latent, frames, windows, guidance, answer, rank)
 NODES = [node for feature in FEATURES for node in feature.NODES]
 
 

@@ -27,6 +27,7 @@ from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
 from comfyui_lance.nodes.latent import EmptyLanceLatent
 from comfyui_lance.nodes.loader import FOLDER, NANO, LoadLance
+from comfyui_lance.nodes.rank import LanceRank
 from comfyui_lance.nodes.reference import LanceEncodeReferences
 from support.answers import OFF, QUESTION, node
 from support.pictures import clip_of, picture
@@ -117,8 +118,14 @@ def enhance(model, clip, vae):
     return node(LanceEnhancePrompt).execute(model, clip, "a circle", 9, OFF, **seen).args[0]
 
 
+def rank(model, clip, vae):
+    asked = {"task": "question", "question": "What is it?", "answer": "a circle", "other_answer": "a star"}
+    *_, scores, index = node(LanceRank).execute(model, clip, picture(n=2), asked, 1, SMALL, SMALL).args
+    return index, [round(score, 2) for score in scores]
+
+
 PAINTING = (make_picture, make_clip, edit, edit_clip, place_subject, move_picture)
-TELLING = (tell_picture, tell_clip, tell_drawn, enhance)
+TELLING = (tell_picture, tell_clip, tell_drawn, enhance, rank)
 SOME = (edit, make_clip, tell_picture)
 SETTINGS = {  # what ComfyUI is told, and what is run
     "float32": ({"bf16": False}, (*PAINTING, *TELLING)),

@@ -61,6 +61,10 @@ NUMBERED = {
         "image_guidance": 1.0,
     },
     "LanceImageToVideo": {"vae": VAE, "start": PICTURE, "resolution": KEEP, "frames": 9, "batch_size": 1},
+    "LanceRank": {
+        "model": MODEL, "clip": CLIP, "images": ["21", 0], "task": "caption", "task.prompt": "a ball",
+        "task.style": "accurate", "frames": 9, "image_resolution": KEEP, "video_resolution": KEEP,
+    },
     "LanceScheduler": {"model": MODEL, "steps": 30, "denoise": 1.0},
 }  # fmt: skip
 

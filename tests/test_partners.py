@@ -18,6 +18,7 @@ from comfyui_lance.nodes.edit import LanceEncodeEdit, LanceEncodeVideoEdit
 from comfyui_lance.nodes.encode import LanceEncode
 from comfyui_lance.nodes.frames import LanceImageToVideo
 from comfyui_lance.nodes.guidance import LanceGuidance, LanceScheduler
+from comfyui_lance.nodes.rank import LanceRank
 from comfyui_lance.nodes.reference import LanceEncodeReferences
 from comfyui_lance.nodes.resolution import KEEP
 from support.answers import OFF, QUESTION, node
@@ -77,6 +78,10 @@ def enhance(model, clip, vae):
     node(LanceEnhancePrompt).execute(model, clip, "A fox.", 4, OFF)
 
 
+def rank(model, clip, vae):
+    node(LanceRank).execute(model, clip, PICTURE, {"task": "caption", "prompt": "A fox.", "style": "accurate"})
+
+
 def guidance(model, clip, vae):
     LanceGuidance.execute(model, 0.4, 1.0, "global")
 
@@ -91,9 +96,9 @@ def sampling(model, clip, vae):
 
 
 FOREIGN = [
-    *((use, "clip", "CLIP is another model's") for use in (edit, video_edit, references, prompt, ask, enhance)),
+    *((use, "clip", "CLIP is another model's") for use in (edit, video_edit, references, prompt, ask, enhance, rank)),
     *((use, "vae", "but this VAE has 4") for use in (edit, video_edit, references, frames)),
-    *((use, "model", "MODEL is another model's") for use in (ask, enhance, guidance)),
+    *((use, "model", "MODEL is another model's") for use in (ask, enhance, rank, guidance)),
     (scheduler, "model", "no flow shift. Connect the MODEL of Load Lance"),
 ]
 MISSING = [
@@ -115,7 +120,7 @@ def test_a_part_that_the_loaders_file_lacks_gets_a_sentence(use: Callable, wrong
         use(**dict(zip(("model", "clip", "vae"), lance)) | {wrong: None})
 
 
-@pytest.mark.parametrize("use", [ask, enhance, sampling])
+@pytest.mark.parametrize("use", [ask, enhance, rank, sampling])
 def test_parts_of_two_loaders_get_a_sentence(use, lance, nano):
     for model, clip in ((lance[0], nano[1]), (nano[0], lance[1])):
         with pytest.raises(ValueError, match=WIDTH):

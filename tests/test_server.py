@@ -36,6 +36,7 @@ NODES = {
     "LanceLoader",
     "LanceLoraLoader",
     "LancePasteEdit",
+    "LanceRank",
     "LanceScheduler",
 }
 

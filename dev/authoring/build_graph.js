@@ -46,6 +46,10 @@ async ({ columns, sizes, gap, padding, view }) => {
       else connect(node, name, value)
       await settled() // dynamic inputs appear after the one that they depend on
     }
+    for (const [name, label] of Object.entries(spec.labels)) {
+      node.widgets.find((w) => w.name === name).label = label
+      node.inputs.find((input) => input.name === name).label = label // which is what is saved
+    }
   }
   await settled()
   for (const { id, type, inputs } of specs) {

@@ -30,6 +30,7 @@ SIZES = {
     "LanceImageToVideo": (380, 180),
     "LanceAnswer": (380, 280),
     "LanceEnhancePrompt": (380, 240),
+    "LanceRank": (380, 360),
     "KSampler": (300, 480),
     "MakeTrainingDataset": (300, 140),
     "TrainLoraNode": (320, 590),

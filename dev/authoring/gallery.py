@@ -86,12 +86,13 @@ class Gallery:
 
     def __init__(self, folder: Path):
         from ...lance_model import loading, media, nano
-        from ...nodes import answer, edit, frames, guidance, paste, reference, resolution, windows
+        from ...nodes import answer, edit, frames, guidance, paste, rank, reference, resolution, windows
         from ...training import judge
 
         self.judging, self.media = judge, media
         self.answer, self.edit, self.frames, self.guidance = answer, edit, frames, guidance
-        self.paste, self.reference, self.resolution, self.windows = paste, reference, resolution, windows
+        self.paste, self.rank, self.reference = paste, rank, reference
+        self.resolution, self.windows = resolution, windows
         self.judge = judge.Judge(*loading.load(nano.checkpoint(folder)))
 
     def with_lora(self, file: Path, strength: float):
@@ -149,6 +150,18 @@ class Gallery:
         node = getattr(self.answer, node).PREPARE_CLASS_CLONE({"hidden_inputs": {}})
         text = node.execute(self.judge.model, self.judge.clip, *args, **kwargs).result[0]
         return text if isinstance(text, str) else text[0]
+
+    def ranked(self, prompt: str, count: int) -> list:
+        """The tries of a prompt at 4 steps, best first."""
+        import numpy
+        import torch
+
+        judge = self.judging.Judge(self.judge.model, self.judge.clip, self.judge.vae, steps=4)
+        tries = torch.from_numpy(numpy.concatenate([judge.made(prompt, seed) for seed in range(count)])).float() / 255
+        node = self.rank.LanceRank.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
+        task = {"task": "caption", "prompt": prompt, "style": "accurate"}
+        found = node.execute(judge.model, judge.clip, tries, task, image_resolution=self.resolution.KEEP).result[0]
+        return list((found * 255).round().byte().numpy())
 
 
 PROMPT = "a small red circle on the left and a small blue star on the right on a pink background"
@@ -268,6 +281,7 @@ def help_pictures(gallery: Gallery, look: Path) -> dict[str, Callable[[], list]]
             "a red star",
             gallery.said("LanceEnhancePrompt", "a red star", 40, judging.OFF),
         ],
+        "LanceRank": [PROMPT, *gallery.ranked(PROMPT, 4)],
     }
 
 

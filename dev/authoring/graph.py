@@ -22,6 +22,7 @@ class Node:
     id: int
     size: tuple[int, int] = (0, 0)  # width and height at least
     properties: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)  # of widgets, in place of their names
 
     def __getitem__(self, output: str) -> Link:
         return Link(self.id, output)

@@ -53,10 +53,10 @@ def load(g: Graph, clips: bool = False) -> Node:
     return loader
 
 
-def empty_latent(g: Graph, lance: Node, clip: bool = False, frames: int = FRAMES) -> Link:
+def empty_latent(g: Graph, lance: Node, clip: bool = False, frames: int = FRAMES, **batch: int) -> Link:
     title = "Clip Size and Length" if clip else "Picture Size"
     size = f"automatic {'clip' if clip else 'picture'}"
-    return g.add("EmptyLanceLatent", title, size=size, frames=frames, model=lance["MODEL"])["LATENT"]
+    return g.add("EmptyLanceLatent", title, size=size, frames=frames, **batch, model=lance["MODEL"])["LATENT"]
 
 
 def decoded(g: Graph, lance: Node, samples: Link) -> Link:

@@ -54,7 +54,7 @@ def quick_text_to_image(g: Graph) -> None:
     All this was measured on the demonstration model. With Lance itself compare a few seeds with 30 steps of *simple*
     first; *dpmpp_2m* with *simple* at 12 steps is what one of its users reports.
     """
-    note(g, "Text to image quickly", text, PICTURE)
+    note(g, "Text to image quickly", text)
     g.box("1 · Model and size")
     lance = load(g)
     latent = empty_latent(g, lance)
@@ -176,4 +176,50 @@ def subject_image(g: Graph) -> None:
     make_picture(g, "4 · Picture", "subject_image", lance, prompt, latent)
 
 
-WORKFLOWS = (text_to_image, quick_text_to_image, image_edit, masked_edit, multi_turn_edit, subject_image)
+def best_of_four(g: Graph) -> None:
+    text = """
+    Four quick tries of a prompt, and the one in which Lance itself finds the prompt best.
+
+    - **Prompt**: written once, for the pictures and for the choice.
+    - **Batch size**: how many tries there are. Looking at one takes less time than a sampling step.
+    - **Steps** 6: more make each try better.
+    - **Index** and the sampler's latent, connected to *Get Latent From Batch*, give the best one's latent.
+    """
+    note(g, "Best of four", text)
+    g.box("1 · Model and size")
+    lance = load(g)
+    latent = empty_latent(g, lance, batch_size=4)
+    g.column("2 · Prompt")
+    prompt = g.add(
+        "PrimitiveStringMultiline",
+        "Prompt",
+        value="a small yellow heart on the left and a small green cross on the right on a blue background",
+    )
+    prompt.labels["value"] = "prompt"
+    encoded = g.add("LanceEncode", clip=lance["CLIP"], prompt=prompt["STRING"], target="image")
+    g.box("3 · Quick tries")
+    pictures = decoded(g, lance, sampled(g, lance, encoded, latent, steps=6))
+    g.column("4 · The best one")
+    ranked = g.add(
+        "LanceRank",
+        model=lance["MODEL"],
+        clip=lance["CLIP"],
+        images=pictures,
+        task="caption",
+        image_resolution=RESOLUTION,
+        **{"task.prompt": prompt["STRING"], "task.style": "accurate"},
+    )
+    g.add("PreviewImage", "All, Best First", images=ranked["ranked"])
+    g.column("5 · Picture")
+    g.add("SaveImage", images=ranked["best"], filename_prefix="lance/best_of_four")
+
+
+WORKFLOWS = (
+    text_to_image,
+    quick_text_to_image,
+    best_of_four,
+    image_edit,
+    masked_edit,
+    multi_turn_edit,
+    subject_image,
+)

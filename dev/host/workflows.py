@@ -34,6 +34,7 @@ TITLES = {
     "subject_image": "subject to image",
     "subject_video": "subject to video",
     "text_to_image": "text to image",
+    "best_of_four": "text to image, best of four",
     "quick_text_to_image": "text to image quickly",
     "text_to_video": "text to video",
     "enhanced_text_to_video": "text to video from an idea",
