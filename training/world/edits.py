@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from .scenes import BACKGROUNDS, COLORS, POSITIONS, Scene, a_background, another, jitter, single, two
 from .words import article, setting
 
+TO = {place: f"to {place.partition(' ')[2]}" for place in POSITIONS}
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -48,9 +50,7 @@ def move(rng: random.Random) -> Edit:
     place = another(rng, POSITIONS, thing.place)
     (x0, y0), (x, y) = POSITIONS[thing.place], POSITIONS[place]
     moved = replace(thing, place=place, x=thing.x - x0 + x, y=thing.y - y0 + y)
-    where = {"in the middle": "to the middle", "on the left": "to the left", "on the right": "to the right"}
-    where |= {"at the top": "to the top", "at the bottom": "to the bottom"}
-    return Edit("move", source, f"move the {thing.shape} {where[place]}", replace(source, things=(moved,)))
+    return Edit("move", source, f"move the {thing.shape} {TO[place]}", replace(source, things=(moved,)))
 
 
 def change_background(rng: random.Random) -> Edit:
