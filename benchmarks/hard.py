@@ -46,6 +46,7 @@ def new_words(packed: Path) -> list[str]:
 def main() -> None:
     options = arguments()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
+    torch.set_num_threads(1)  # its operations are so small that threads cost more than they bring
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False

@@ -63,9 +63,10 @@ def right(judge: Judge, category: str, count: int, seed: int = 0) -> int:
 
 
 def texts(count: int = 500) -> set[str]:
-    """What the examples of all categories say, as prompts and as sentences."""
+    """What is said in all categories; what asks for pictures and clips also as sentences, as it is trained on."""
     said = set()
     for name, category in CATEGORIES.items():
         rng = random.Random(name)
-        said |= {text for _ in range(count) for text in category.texts(category.make(rng))}
-    return said | {world.sentence(text) for text in said if not text.endswith("?")}
+        its = {text for _ in range(count) for text in category.texts(category.make(rng))}
+        said |= its if name == "questions" else its | set(map(world.sentence, its))
+    return said

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..edits import Edit, TO
+from ..edits import TO, Edit
 from ..recognition import same_things
 from ..scenes import BACKGROUNDS, COLORS, POSITIONS, Scene, Thing, another, two
 from ..words import article
