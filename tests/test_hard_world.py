@@ -4,7 +4,6 @@ import hashlib
 import random
 from dataclasses import replace
 
-import comfy.utils
 import numpy as np
 import pytest
 from comfyui_lance.training import data, hard, judge, world
@@ -171,10 +170,34 @@ def test_words_can_be_written():
     assert all(len(word) in scenes.LETTER and set(word) <= LETTERS.keys() for word in world.hard.WORDS)
 
 
-@pytest.mark.parametrize("category", ["colors", "two-step edits", "two movers", "questions"])
-def test_the_model_is_judged(nano, category, monkeypatch):
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
-    assert hard.right(judge.Judge(*nano, steps=2), category, 1) in (0, 1)
+class Painter:
+    """Makes one thing, whatever is asked."""
+
+    def __init__(self, frames=(), words=""):
+        self.frames, self.words = frames, words
+
+    def made(self, prompt, seed, frames=1):
+        return self.frames
+
+    def edited(self, edit, seed):
+        return self.frames[0]
+
+    def answered(self, task, shown):
+        return self.words
+
+
+@pytest.mark.parametrize("category", hard.CATEGORIES)
+def test_what_is_made_is_what_is_judged(category):
+    its = hard.CATEGORIES[category]
+    asked, *others = some(its.make, count=4)
+    frames = getattr(asked, "frames", None) or [getattr(asked, "scene", None) or getattr(asked, "target", None)]
+    painter = Painter([drawn(f) for f in frames if f is not None], getattr(asked, "answer", ""))
+    assert its.right(painter, asked, 0) and not all(its.right(painter, other, 0) for other in others)
+
+
+@pytest.mark.parametrize("make", [QUESTIONS[0], QUESTIONS[-1]])
+def test_the_model_is_asked(nano, make):
+    assert hard.question(judge.Judge(*nano), make(random.Random(1)), 0) in (True, False)
 
 
 def test_what_was_there_before_is_drawn_as_before():
