@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     early, then the slow ones, so that none is begun last; of either the larger ones first."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
-        if "server" in item.fixturenames:
+        if {"server", "lance_server"} & set(item.fixturenames):
             item.add_marker("server")
         files.setdefault(item.path, []).append(item)
 
@@ -136,13 +136,26 @@ def kept_memory():
     libc.malloc_trim(0)
 
 
-@pytest.fixture(scope="session")
-def server():
-    """A running ComfyUI with the plugin, which has no weights but the demonstration model's. It keeps memory as
-    `kept_memory` does."""
+def keeping_server(weights: Path | None = None):
+    """That keeps memory as `kept_memory` does."""
     from comfyui_lance.dev.host.server import ComfyServer
 
-    server = ComfyServer()
+    server = ComfyServer(weights)
     server.environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-    with server:
+    return server
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A running ComfyUI with the plugin, which has no weights but the demonstration model's."""
+    with keeping_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lance_server():
+    """A running ComfyUI with the plugin and the tiny checkpoint."""
+    from comfyui_lance.dev.host.server import tiny_weights
+
+    with keeping_server(tiny_weights()) as server:
         yield server

@@ -146,7 +146,7 @@ def test_the_page_speaks_chinese(server):
     browser.set_settings(server.url, {"Comfy.Locale": "zh"})
     try:
         with browser.open_page(server.url) as page:
-            page.wait_for_function("app.graph.nodes.length > 0")  # the default workflow comes late
+            page.wait_for_function("document.title !== 'ComfyUI'")  # the default workflow, which comes late, is open
             words = translations("zh")["LanceGuidance"]
             shown = page.evaluate(SELECT, "LanceGuidance")
             named = [item["name"] for name, item in words["inputs"].items() if name != "model"]

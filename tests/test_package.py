@@ -64,6 +64,7 @@ def test_the_package_leaves_out_what_serves_development(package, tracked):
     assert packed == {name for name in tracked if name in SCRIPTS or name.split("/")[0] in IN}
 
 
+@pytest.mark.slow
 def test_the_package_is_the_plugin(package, tmp_path):
     """It brings its nodes without a file of the repository's, and its scripts run."""
     program = f"""

@@ -23,6 +23,11 @@ SMALL = ("--set=size=demonstration 64x64", "--set=steps=2")
 SCENES = ["a red ball", "two blue stars", "a green heart on a chair"]
 
 
+@pytest.fixture(scope="module")
+def server(lance_server):
+    return lance_server
+
+
 @pytest.fixture()
 def paper(monkeypatch):
     monkeypatch.syspath_prepend(CLIENTS)

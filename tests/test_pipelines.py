@@ -21,6 +21,11 @@ from support.proxy import Proxy
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
+@pytest.fixture(scope="module")
+def server(lance_server):
+    return lance_server
+
+
 @pytest.fixture()
 def workflow(tmp_path) -> Path:
     return write(tmp_path / "picture.json", picture())
@@ -130,11 +135,11 @@ def test_client_draws_an_answer_and_one_picture_for_each_seed(server, workflow, 
 
 
 def test_client_tells_the_words_of_a_node_that_fails(server, tmp_path):
-    prompt = picture()
-    prompt["100"] = endurance.node("ConditioningZeroOut", conditioning=[endurance.ENCODER, 1])
-    prompt[endurance.SAMPLER]["inputs"]["negative"] = ["100", 0]
-    done = example("client.py", write(tmp_path / "zero.json", prompt), "--server", server.url)
-    assert done.returncode == 1 and done.stderr.startswith("KSampler: ") and done.stderr.count("\n") == 1
+    endurance.prepare(server)
+    prompt = endurance.edit()
+    prompt[endurance.ENCODER]["inputs"]["prompt"] = " "
+    done = example("client.py", write(tmp_path / "blank.json", prompt), "--server", server.url)
+    assert done.returncode == 1 and done.stderr.startswith("LanceEncodeEdit: ") and done.stderr.count("\n") == 1
 
 
 def test_client_keeps_files_of_one_name_apart(server, tmp_path):

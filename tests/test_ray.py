@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from importlib.util import find_spec
 
 import pytest
@@ -23,9 +22,15 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs `pip inst
 
 
 @pytest.fixture(scope="module")
-def two_servers() -> Iterator[list]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(endurance.server()) for _ in range(2)]
+def server(lance_server):
+    return lance_server
+
+
+@pytest.fixture(scope="module")
+def two_servers(server) -> Iterator[list]:
+    """The first may be killed."""
+    with endurance.server() as mortal:
+        yield [mortal, server]
 
 
 def ray_jobs(*arguments: object) -> subprocess.Popen:
@@ -62,7 +67,26 @@ def test_ray_keeps_pictures_apart_that_differ_in_their_ending(monkeypatch, tmp_p
 
 
 @needs_ray
+def test_ray_waits_for_a_server_that_starts_again(two_servers, tmp_path):
+    """Behind a proxy, which goes on answering."""
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("\n".join(f"a ball, number {i}" for i in range(1, 7)))
+    workflow = write(tmp_path / "picture.json", picture(steps=40))
+    with Proxy(two_servers[0].port) as proxy:
+        job = ray_jobs("render", lines, "--servers", proxy.url, "--workflow", workflow, "--out", tmp_path / "out")
+        job.stdout.readline()
+        two_servers[0].process.kill()
+        two_servers[0].process.wait()
+        assert "is lost, waiting up to 300 s" in job.stderr.readline()
+        two_servers[0].start()
+        out, err = job.communicate(timeout=300)
+    assert job.returncode == 0 and "6 of 6 jobs done" in out, err
+    assert len({path.read_bytes() for path in (tmp_path / "out").iterdir()}) == 6
+
+
+@needs_ray
 def test_ray_goes_on_when_a_server_dies(two_servers, tmp_path):
+    """The last that needs both."""
     lines = tmp_path / "prompts.txt"
     lines.write_text("\n".join(f"a ball, number {i}" for i in range(1, 9)))
     workflow = write(tmp_path / "picture.json", picture(steps=40))
@@ -103,24 +127,6 @@ def test_ray_says_when_no_server_is_left(tmp_path):
     assert job.returncode == 1 and "0 of 2 jobs done" in out and "Traceback" not in err
     assert f"0001 FAILED: no server is left of {NOWHERE}, {proxy.url}" in err and "0002 FAILED: no server" in err
     assert f"{proxy.url} is given up" in err and "502 Bad Gateway" in err and "kestrel" not in out + err
-
-
-@needs_ray
-def test_ray_waits_for_a_server_that_starts_again(two_servers, tmp_path):
-    """Behind a proxy, which goes on answering."""
-    lines = tmp_path / "prompts.txt"
-    lines.write_text("\n".join(f"a ball, number {i}" for i in range(1, 7)))
-    workflow = write(tmp_path / "picture.json", picture(steps=40))
-    with Proxy(two_servers[1].port) as proxy:
-        job = ray_jobs("render", lines, "--servers", proxy.url, "--workflow", workflow, "--out", tmp_path / "out")
-        job.stdout.readline()
-        two_servers[1].process.kill()
-        two_servers[1].process.wait()
-        assert "is lost, waiting up to 300 s" in job.stderr.readline()
-        two_servers[1].start()
-        out, err = job.communicate(timeout=300)
-    assert job.returncode == 0 and "6 of 6 jobs done" in out, err
-    assert len({path.read_bytes() for path in (tmp_path / "out").iterdir()}) == 6
 
 
 @needs_ray

@@ -247,16 +247,6 @@ def test_a_model_that_is_not_there(server):
     check_sentence(error, "Lance_7B/model.safetensors", "models/lance")
 
 
-def test_conditioning_that_was_zeroed(server):
-    prompt = text_to_image()
-    sampler = workflows.of_type(prompt, "KSampler")[0]
-    prompt["100"] = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": sampler["negative"]}}
-    sampler["negative"] = ["100", 0]
-    run = watch(server.url, prompt)
-    assert run.end == "execution_error"
-    check_sentence(run.error, "Lance")
-
-
 def test_a_clip_of_another_model(server):
     folder = server.base / "models" / "text_encoders"
     folder.mkdir()

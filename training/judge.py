@@ -53,6 +53,16 @@ class Judge:
         latent = EmptyLanceLatent.execute(SIZE, frames, 1).result[0]
         return self.sample(*LanceEncode.execute(self.clip, target, prompt).result, latent, seed)
 
+    def edited(self, edit: world.Edit, seed: int) -> numpy.ndarray:
+        encoded = LanceEncodeEdit.execute(self.clip, self.vae, image(edit.source), edit.instruction, KEEP).result
+        (picture,) = self.sample(*(out[0] if isinstance(out, list) else out for out in encoded), seed)
+        return picture
+
+    def answered(self, task: dict, shown: dict) -> str:
+        node = LanceAnswer.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
+        (text,) = node.execute(self.model, self.clip, task, 40, OFF, **shown).result[0]
+        return text
+
     # Each of these makes one thing and tells whether it is right.
 
     def text_to_image(self, rng: random.Random, seed: int) -> bool:
@@ -62,17 +72,12 @@ class Judge:
 
     def image_edit(self, rng: random.Random, seed: int) -> bool:
         edit = world.an_edit(rng)
-        encoded = LanceEncodeEdit.execute(self.clip, self.vae, image(edit.source), edit.instruction, KEEP).result
-        (picture,) = self.sample(*(out[0] if isinstance(out, list) else out for out in encoded), seed)
-        background, found = world.detect(picture)
+        background, found = world.detect(self.edited(edit, seed))
         return background == edit.target.background and world.same_things(found, edit.target)
 
     def captioned(self, scene: world.Scene) -> str:
-        node = LanceAnswer.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
-        task = {"task": "caption", "style": "accurate"}
         shown = {"images": {"image0": image(scene)}, "image_resolution": KEEP}
-        (text,) = node.execute(self.model, self.clip, task, 40, OFF, **shown).result[0]
-        return text
+        return self.answered({"task": "caption", "style": "accurate"}, shown)
 
     def caption(self, rng: random.Random, seed: int) -> bool:
         scene = world.a_scene(rng)

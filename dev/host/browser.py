@@ -17,7 +17,7 @@ NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on
 # After what the page has to do now, and two frames.
 SHOWN = """() => new Promise((done) =>
     requestIdleCallback(() => requestAnimationFrame(() => requestAnimationFrame(done))))"""
-PATIENCE = 300  # seconds, for a busy machine
+PATIENCE = 120  # seconds, for a busy machine
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", MAC)
 ARGUMENTS = (

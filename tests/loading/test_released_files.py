@@ -84,6 +84,7 @@ def test_every_key_of_a_released_file_has_its_place(name, keys, gigabytes, dtype
         assert VisionConfig.from_shapes(shapes, {}) == vision
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(psutil.virtual_memory().total < 15e9, reason="mapping 12.4 GB takes about as much RAM, even unread")
 def test_with_dynamic_vram_the_real_model_is_mapped_not_copied(real_shapes, tiny, tmp_path, dynamic):
     for name in ("Lance_3B/model.safetensors", "Qwen2.5-VL-ViT/vit.safetensors"):

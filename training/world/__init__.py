@@ -1,8 +1,9 @@
 """A world of coloured shapes with exact ground truth: pictures, clips, edits, and plain English that describes them.
 
-The demonstration model learns it and is judged by it.
+The demonstration model learns it and is judged by it; `hard` is what it has not learned yet.
 """
 
+from . import hard
 from .clips import FRAMES, MOTIONS, Clip, a_clip, clip_edit, clip_question
 from .edits import EDITS, Edit, a_subject, an_edit
 from .recognition import Detection, detect, detect_motion, same_things
@@ -50,6 +51,7 @@ __all__ = [
     "describe",
     "detect",
     "detect_motion",
+    "hard",
     "question",
     "render",
     "same_things",

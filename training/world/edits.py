@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from .scenes import BACKGROUNDS, COLORS, POSITIONS, Scene, a_background, another, jitter, single, two
+from .scenes import BACKGROUNDS, COLORS, POSITIONS, Scene, Thing, a_background, another, jitter, single, two
 from .words import article, setting
 
 
@@ -19,20 +19,46 @@ class Edit:
     target: Scene
 
 
+# Steps: what is said, and the scene after it. Its shape tells a thing from the others.
+
+
+def _with(scene: Scene, thing: Thing, **changed) -> Scene:
+    things = tuple(replace(t, **changed) if t.shape == thing.shape else t for t in scene.things)
+    return replace(scene, things=things)
+
+
+def recolored(rng: random.Random, scene: Scene, thing: Thing) -> tuple[str, Scene]:
+    color = another(rng, COLORS, thing.color)
+    return f"make the {thing.shape} {color}", _with(scene, thing, color=color)
+
+
+def removed(rng: random.Random, scene: Scene, thing: Thing) -> tuple[str, Scene]:
+    return f"remove the {thing.shape}", replace(scene, things=tuple(t for t in scene.things if t.shape != thing.shape))
+
+
+def moved(rng: random.Random, scene: Scene, thing: Thing) -> tuple[str, Scene]:
+    place = another(rng, POSITIONS, thing.place)
+    (x0, y0), (x, y) = POSITIONS[thing.place], POSITIONS[place]
+    now = {"place": place, "x": thing.x - x0 + x, "y": thing.y - y0 + y}
+    return f"move the {thing.shape} to {place.partition(' ')[2]}", _with(scene, thing, **now)
+
+
+def background_changed(rng: random.Random, scene: Scene, thing: Thing | None = None) -> tuple[str, Scene]:
+    background = another(rng, BACKGROUNDS, scene.background)
+    return f"change the background to {background}", replace(scene, background=background, graded=False)
+
+
+# Edits of one step
+
+
 def recolor(rng: random.Random) -> Edit:
     source = single(rng) if rng.random() < 0.6 else two(rng)
-    i = rng.randrange(len(source.things))
-    thing = source.things[i]
-    color = another(rng, COLORS, thing.color)
-    things = tuple(replace(t, color=color) if j == i else t for j, t in enumerate(source.things))
-    return Edit("recolor", source, f"make the {thing.shape} {color}", replace(source, things=things))
+    return Edit("recolor", source, *recolored(rng, source, rng.choice(source.things)))
 
 
 def remove(rng: random.Random) -> Edit:
     source = two(rng)
-    i = rng.randrange(2)
-    target = replace(source, things=(source.things[1 - i],))
-    return Edit("remove", source, f"remove the {source.things[i].shape}", target)
+    return Edit("remove", source, *removed(rng, source, rng.choice(source.things)))
 
 
 def add(rng: random.Random) -> Edit:
@@ -44,20 +70,12 @@ def add(rng: random.Random) -> Edit:
 
 def move(rng: random.Random) -> Edit:
     source = single(rng)
-    thing = source.things[0]
-    place = another(rng, POSITIONS, thing.place)
-    (x0, y0), (x, y) = POSITIONS[thing.place], POSITIONS[place]
-    moved = replace(thing, place=place, x=thing.x - x0 + x, y=thing.y - y0 + y)
-    where = {"in the middle": "to the middle", "on the left": "to the left", "on the right": "to the right"}
-    where |= {"at the top": "to the top", "at the bottom": "to the bottom"}
-    return Edit("move", source, f"move the {thing.shape} {where[place]}", replace(source, things=(moved,)))
+    return Edit("move", source, *moved(rng, source, source.things[0]))
 
 
 def change_background(rng: random.Random) -> Edit:
     source = single(rng) if rng.random() < 0.6 else two(rng)
-    background = another(rng, BACKGROUNDS, source.background)
-    target = replace(source, background=background, graded=False)
-    return Edit("background", source, f"change the background to {background}", target)
+    return Edit("background", source, *background_changed(rng, source))
 
 
 EDITS = (recolor, remove, add, move, change_background)

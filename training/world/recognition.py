@@ -32,7 +32,7 @@ class Detection:
         return f"{self.color} {self.shape}"
 
 
-def _nearest(color: numpy.ndarray, palette: dict) -> str:
+def nearest(color: numpy.ndarray, palette: dict) -> str:
     return min(palette, key=lambda name: float(((color - numpy.array(palette[name])) ** 2).sum()))
 
 
@@ -57,14 +57,14 @@ def _templates(turned: bool) -> list[tuple[str, numpy.ndarray]]:
     return out
 
 
-def _read(picture) -> tuple[numpy.ndarray, numpy.ndarray]:
+def read_pixels(picture) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Pixels [h, w, 3] and the background's colour in each row [h, 3]."""
     pixels = numpy.asarray(picture).astype(float)
     rows = numpy.median(numpy.concatenate([pixels[:, :2], pixels[:, -2:]], axis=1), axis=1)
     return pixels, ndimage.median_filter(rows, size=(25, 1), mode="nearest")  # an object may touch the edge
 
 
-def _foreground(pixels: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
+def foreground(pixels: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
     """Where objects are [h, w], their edges halfway to the background's colour."""
     distance = numpy.abs(pixels - rows[:, None]).max(-1)
     labels, count = ndimage.label(distance > 40)
@@ -74,13 +74,23 @@ def _foreground(pixels: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
     return (labels > 0) & (strong[labels] > STANDS_OUT) & (distance > strong[labels] / 2)
 
 
-def detect(picture, turned: bool = False) -> tuple[str, list[Detection]]:
-    """Background and objects of a picture (PIL, or an array [h, w, 3] in 0..255), from left to right."""
-    pixels, rows = _read(picture)
+def background_of(pixels: numpy.ndarray) -> str:
     quarter, edge = pixels[: max(1, len(pixels) // 4)], 3
     border = [quarter[:edge], quarter[edge:, :edge], quarter[edge:, -edge:]]
-    background = _nearest(numpy.median(numpy.concatenate([p.reshape(-1, 3) for p in border]), axis=0), BACKGROUNDS)
-    labels, count = ndimage.label(_foreground(pixels, rows))
+    return nearest(numpy.median(numpy.concatenate([p.reshape(-1, 3) for p in border]), axis=0), BACKGROUNDS)
+
+
+def shape_of(mask: numpy.ndarray, turned: bool = False) -> tuple[str, float]:
+    """The shape whose outline a mask has, and how well it fits."""
+    box = _outline_box(mask)
+    overlaps = ((shape, float((box & t).sum() / (box | t).sum())) for shape, t in _templates(turned))
+    return max(overlaps, key=lambda overlap: overlap[1])
+
+
+def detect(picture, turned: bool = False) -> tuple[str, list[Detection]]:
+    """Background and objects of a picture (PIL, or an array [h, w, 3] in 0..255), from left to right."""
+    pixels, rows = read_pixels(picture)
+    labels, count = ndimage.label(foreground(pixels, rows))
     found = []
     for label in range(1, count + 1):
         mask = labels == label
@@ -89,13 +99,10 @@ def detect(picture, turned: bool = False) -> tuple[str, list[Detection]]:
             continue
         inner = ndimage.binary_erosion(mask, iterations=2)
         color = numpy.median(pixels[inner if inner.any() else mask], axis=0)
-        box = _outline_box(mask)
-        shape, fit = max(
-            ((s, (box & t).sum() / (box | t).sum()) for s, t in _templates(turned)), key=lambda overlap: overlap[1]
-        )
+        shape, fit = shape_of(mask, turned)
         y, x = ndimage.center_of_mass(mask)
-        found.append(Detection(shape, _nearest(color, COLORS), x, y, area, float(fit)))
-    return background, sorted(found, key=lambda thing: thing.x)
+        found.append(Detection(shape, nearest(color, COLORS), x, y, area, fit))
+    return background_of(pixels), sorted(found, key=lambda thing: thing.x)
 
 
 def same_things(found: list[Detection], scene: Scene) -> bool:
@@ -111,19 +118,24 @@ def same_things(found: list[Detection], scene: Scene) -> bool:
     return True
 
 
+def motion_between(first: Detection, last: Detection) -> str:
+    """How a thing has moved, or grown or shrunk, or "" if neither."""
+    dx, dy = last.x - first.x, last.y - first.y
+    if max(abs(dx), abs(dy)) > 8:
+        return ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+    if last.area > 1.8 * first.area:
+        return "grows"
+    return "shrinks" if first.area > 1.8 * last.area else ""
+
+
 def detect_motion(frames) -> str:
     """What the one object of a clip does, or "" if nothing clear."""
     ends = [detect(frame, turned=True)[1] for frame in (frames[0], frames[-1])]
     if any(len(end) != 1 for end in ends):
         return ""
     first, last = ends[0][0], ends[1][0]
-    dx, dy = last.x - first.x, last.y - first.y
-    if max(abs(dx), abs(dy)) > 8:
-        return ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
-    if last.area > 1.8 * first.area:
-        return "grows"
-    if first.area > 1.8 * last.area:
-        return "shrinks"
-    masks = [_outline_box(_foreground(*_read(frame))) for frame in (frames[0], frames[-1])]
+    if clear := motion_between(first, last):
+        return clear
+    masks = [_outline_box(foreground(*read_pixels(frame))) for frame in (frames[0], frames[-1])]
     overlap = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
     return "turns" if overlap < 0.85 else ""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import numpy
 from PIL import Image, ImageDraw
 
+from .letters import LETTERS
+
 SIDE = 64  # pixels
 SUPERSAMPLING = 4
 
@@ -74,7 +76,7 @@ OUTLINES = {
 class Thing:
     """An object: its centre and radius in pixels, its angle in degrees, and the words for size and place."""
 
-    shape: str
+    shape: str  # of OUTLINES, or a letter
     color: str
     radius: float
     x: float
@@ -114,14 +116,15 @@ def render(scene: Scene) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for thing in scene.things:
         cos, sin = math.cos(math.radians(thing.angle)), math.sin(math.radians(thing.angle))
-        points = [
-            (
-                (thing.x + thing.radius * (x * cos - y * sin)) * scale,
-                (thing.y + thing.radius * (x * sin + y * cos)) * scale,
-            )
-            for x, y in OUTLINES[thing.shape]
-        ]
-        draw.polygon(points, fill=COLORS[thing.color])
+        for outline in LETTERS.get(thing.shape) or [OUTLINES[thing.shape]]:
+            points = [
+                (
+                    (thing.x + thing.radius * (x * cos - y * sin)) * scale,
+                    (thing.y + thing.radius * (x * sin + y * cos)) * scale,
+                )
+                for x, y in outline
+            ]
+            draw.polygon(points, fill=COLORS[thing.color])
     return picture.reduce(scale)
 
 

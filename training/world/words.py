@@ -6,7 +6,7 @@ import random
 
 from .scenes import Scene
 
-NUMBERS = ("zero", "one", "two", "three")
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
 def plural(noun: str) -> str:

@@ -1,0 +1,26 @@
+"""What is hard in the world: more things, relations, counts, letters, two changes and two motions at once.
+
+The demonstration model that comes with the plugin has not been trained on it.
+"""
+
+from .clips import Movers, two_movers
+from .edits import edited, two_steps
+from .questions import QUESTIONS, Question, a_question
+from .recognition import detect, detect_motions, read_letters
+from .scenes import PICTURES, WORDS, Asked
+
+__all__ = [
+    "PICTURES",
+    "QUESTIONS",
+    "WORDS",
+    "Asked",
+    "Movers",
+    "Question",
+    "a_question",
+    "detect",
+    "detect_motions",
+    "edited",
+    "read_letters",
+    "two_movers",
+    "two_steps",
+]
