@@ -28,6 +28,7 @@ def examples(lesson: str) -> list[list[tuple[Image.Image, str]]]:
     return [pairs, [(world.render(edit.source), edit.instruction) for edit in lessons.known_edits()]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_workflow_trains_a_lora_that_loads(lesson, server, nano, tmp_path, caplog):
     prompt = workflows.load(lesson)
