@@ -37,7 +37,7 @@ def long_text_to_video(g: Graph) -> None:
     lance = load(g, clips=True)
     latent = empty_latent(g, lance, clip=True, frames=EIGHT_SECONDS)
     g.column("2 · Prompt")
-    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt="a yellow star turns on a blue background", target="video")
+    prompt = g.add("LanceEncode", clip=lance["CLIP"], prompt="a green heart grows on a pink background", target="video")
     g.box("3 · Windows and sampling")
     make_long_clip(g, "4 · Clip", "long_text_to_video", lance, prompt, latent)
 
