@@ -138,7 +138,8 @@ class Lance(comfy.model_base.BaseModel):
             masked = key == "concat_latent_image" and conditioning.get("denoise_mask") is not None
             if conditioning.get(key) is not None and not masked:
                 raise ValueError(f"Lance does not read {instead}.")
-        if embeddings.any() and not torch.equal(embeddings.cpu(), conditioning[CONDITIONING].embeddings.cpu()):
+        encoded = conditioning[CONDITIONING].embeddings
+        if embeddings is not encoded and embeddings.any() and not torch.equal(embeddings.cpu(), encoded.cpu()):
             raise ValueError(
                 "A node between the prompt and the sampler has changed Lance's conditioning (averaging and "
                 "concatenating do not work on an interleaved sequence). Write one prompt instead, or combine with "

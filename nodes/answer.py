@@ -8,7 +8,7 @@ from comfy_api.latest import Input, io
 from ..lance_model import clips, language, media, tasks
 from .choice import chosen
 from .progress import shown
-from .resolution import AUTOMATIC, chosen_resolution, resolution_input
+from .resolution import AUTOMATIC, chosen_resolution, resolution_input, seen_inputs
 
 EMPTY_HINT = "Lance ended its answer at once. Turn sampling on, ask in other words, or switch positions to trained."
 POSITIONS = ("reference", "trained")
@@ -123,20 +123,7 @@ class LanceAnswer(io.ComfyNode):
                 ),
                 length_input(),
                 sampling_input(),
-                resolution_input(
-                    "image",
-                    name="image_resolution",
-                    tooltip="How large pictures are for the vision encoder.",
-                    optional=True,
-                    advanced=True,
-                ),
-                resolution_input(
-                    "video",
-                    name="video_resolution",
-                    tooltip="How large a clip is for the vision encoder.",
-                    optional=True,
-                    advanced=True,
-                ),
+                *seen_inputs(),
                 io.Combo.Input(
                     "positions",
                     options=list(POSITIONS),

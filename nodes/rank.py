@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..lance_model import language, media, tasks
 from .choice import chosen
 from .progress import shown
-from .resolution import AUTOMATIC, chosen_resolution, resolution_input
+from .resolution import AUTOMATIC, chosen_resolution, seen_inputs
 
 TASKS = ("caption", "question")
 
@@ -103,20 +103,7 @@ class LanceRank(io.ComfyNode):
                     max=1 + 4 * 256,
                     tooltip="How many belong together: 1 for pictures, for clips as many as each has.",
                 ),
-                resolution_input(
-                    "image",
-                    name="image_resolution",
-                    tooltip="How large pictures are for the vision encoder.",
-                    optional=True,
-                    advanced=True,
-                ),
-                resolution_input(
-                    "video",
-                    name="video_resolution",
-                    tooltip="How large clips are for the vision encoder.",
-                    optional=True,
-                    advanced=True,
-                ),
+                *seen_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="ranked", tooltip="All of them, best first."),

@@ -27,6 +27,20 @@ def resolution_input(*modalities: str, name: str = "resolution", tooltip: str = 
     return io.Combo.Input(name, options=[AUTOMATIC, *presets, KEEP, DEMONSTRATION], tooltip=tooltip, **settings)
 
 
+def seen_inputs() -> list[io.Combo.Input]:
+    """The two choices of nodes that look at pictures or clips: `image_resolution` and `video_resolution`."""
+    return [
+        resolution_input(
+            modality,
+            name=f"{modality}_resolution",
+            tooltip=f"How large {plural} are for the vision encoder.",
+            optional=True,
+            advanced=True,
+        )
+        for modality, plural in (("image", "pictures"), ("video", "clips"))
+    ]
+
+
 def chosen_resolution(choice: str, modality: str, connected: object) -> Buckets | Square | OwnSize:
     """The rule behind a choice. `connected` is the CLIP or VAE for which an automatic one is made."""
     trained = getattr(getattr(connected, "cond_stage_model", connected), "trained", LANCE)

@@ -8,9 +8,9 @@ from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from ..lance_model import partners
 from ..lance_model.diffusion import Lance
 from .choice import chosen
+from .frames import CHUNK
 
 AUTOMATIC, CUSTOM = "automatic", "custom"
-CHUNK = 4  # frames in a latent frame
 
 
 def _automatic(frames: int) -> tuple[int, int]:

@@ -352,6 +352,8 @@ def convert(
         raise CheckpointError(f"There is no folder {out.parent}. Make it first.")
     header = read_header(model)
     if is_lora(header.shapes):
+        if dtype != "bf16" or keep or vision or vae:
+            raise CheckpointError(f"{model.name} is a LoRA, which is only renamed. Leave the options out.")
         tensors, metadata = lora(header)
     else:
         if dtype in LAYOUTS:

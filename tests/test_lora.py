@@ -161,6 +161,12 @@ def test_what_is_no_lora_of_lance_is_refused(key, config, substance, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_lora_is_not_made_smaller_in_silence(tmp_path):
+    save_file(lora(GENERATION, ""), tmp_path / "lora.safetensors")
+    with pytest.raises(convert.CheckpointError, match="a LoRA, which is only renamed. Leave the options out"):
+        convert.convert(tmp_path / "lora.safetensors", tmp_path / "out.safetensors", "fp8", None, None, silent)
+
+
 # ---- Load Lance LoRA -------------------------------------------------------------------------------------------------
 
 

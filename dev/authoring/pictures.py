@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .graph import Graph
 from .parts import (
     CIRCLE,
@@ -19,6 +21,17 @@ from .parts import (
 )
 
 
+def from_text(g: Graph, name: str, prompt: str, **sampling: Any) -> None:
+    """All but the note. `sampling`: what KSampler has of its own."""
+    g.box("1 · Model and size")
+    lance = load(g)
+    latent = empty_latent(g, lance)
+    g.column("2 · Prompt")
+    encoded = g.add("LanceEncode", clip=lance["CLIP"], prompt=prompt, target="image")
+    g.box("3 · Sampling")
+    make_picture(g, "4 · Picture", name, lance, encoded, latent, **sampling)
+
+
 def text_to_image(g: Graph) -> None:
     text = """
     Lance draws one picture from a description.
@@ -28,18 +41,9 @@ def text_to_image(g: Graph) -> None:
     - **Seed**: another number, another picture.
     """
     note(g, "Text to image", text)
-    g.box("1 · Model and size")
-    lance = load(g)
-    latent = empty_latent(g, lance)
-    g.column("2 · Prompt")
-    prompt = g.add(
-        "LanceEncode",
-        clip=lance["CLIP"],
-        prompt="a small red circle on the left and a small blue star on the right on a pink background",
-        target="image",
+    from_text(
+        g, "text_to_image", "a small red circle on the left and a small blue star on the right on a pink background"
     )
-    g.box("3 · Sampling")
-    make_picture(g, "4 · Picture", "text_to_image", lance, prompt, latent)
 
 
 def quick_text_to_image(g: Graph) -> None:
@@ -55,18 +59,8 @@ def quick_text_to_image(g: Graph) -> None:
     first; *dpmpp_2m* with *simple* at 12 steps is what one of its users reports.
     """
     note(g, "Text to image quickly", text)
-    g.box("1 · Model and size")
-    lance = load(g)
-    latent = empty_latent(g, lance)
-    g.column("2 · Prompt")
-    prompt = g.add(
-        "LanceEncode",
-        clip=lance["CLIP"],
-        prompt="a small orange star on the left and a small purple circle on the right on a white background",
-        target="image",
-    )
-    g.box("3 · Sampling")
-    make_picture(g, "4 · Picture", "quick_text_to_image", lance, prompt, latent, steps=18, scheduler="kl_optimal")
+    prompt = "a small orange star on the left and a small purple circle on the right on a white background"
+    from_text(g, "quick_text_to_image", prompt, steps=18, scheduler="kl_optimal")
 
 
 def image_edit(g: Graph) -> None:
