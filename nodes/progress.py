@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 
 from comfy_api.latest import io
 from server import PromptServer
+
+# Some pages take a text for markup, some to the letter. Before a character without width, these are markup to none.
+PLAIN = str.maketrans({sign: f"{sign}\N{WORD JOINER}" for sign in "<&"})
 
 
 def shown(node_id: str | None) -> Callable[[str], None] | None:
@@ -14,8 +16,7 @@ def shown(node_id: str | None) -> Callable[[str], None] | None:
     page = None if node_id is None else PromptServer.instance.client_id
     if page is None:
         return None
-    # The page takes it for markup, and an answer may be anything.
-    return lambda text: PromptServer.instance.send_progress_text(html.escape(text, quote=False), node_id, page)
+    return lambda text: PromptServer.instance.send_progress_text(text.translate(PLAIN), node_id, page)
 
 
 def tell(node: type[io.ComfyNode], *notes: str | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from comfyui_lance.dev.host import workflows
+from comfyui_lance.nodes.progress import PLAIN
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from comfyui_lance.dev.host import browser  # noqa: E402  needs playwright
@@ -36,9 +37,12 @@ EXTEND = """(nodes) => Promise.all(Object.entries(nodes).map(([name, node]) => {
     node.input_order.optional = Object.keys(node.input.optional)
     return app.registerNodeDef(name, node)
 }))"""
+# Many steps, as newer pages take away what nodes said when a job ends.
 WRITE = """(words) => {
-    const node = app.graph.nodes.find((node) => node.type === 'LanceEncode')
-    node.widgets.find((widget) => widget.name === 'prompt').value = words
+    for (const [type, name, value] of [['LanceEncode', 'prompt', words], ['KSampler', 'steps', 10000]]) {
+        const node = app.graph.nodes.find((node) => node.type === type)
+        node.widgets.find((widget) => widget.name === name).value = value
+    }
 }"""
 # What SaveImage shows on the canvas: its loaded picture.
 SHOWN = """() => {
@@ -181,14 +185,18 @@ def test_the_picture_appears(page, pack):
 
 
 @pytest.mark.parametrize("renderer", ["canvas", "Nodes 2.0"])
-def test_what_a_node_says_is_shown_to_the_letter(renderer, page, pack):
-    """The page takes it for markup, and would hide what looks like a tag."""
+def test_what_a_node_says_is_shown_to_the_letter(renderer, server, page, pack):
+    """Where the page takes it for markup, it would hide what looks like a tag."""
     spelling = f"<lora:{renderer}:1>"
     page.evaluate(browser.NODES_2, renderer != "canvas")
     open_template(page, pack, workflows.template("text_to_image"))
     page.evaluate(WRITE, f"a red circle {spelling}")
     page.get_by_test_id("queue-button").click()
-    page.get_by_text(f"Read as plain words: {spelling}.").first.wait_for(timeout=30_000)
+    try:
+        page.get_by_text(f"Read as plain words: {spelling.translate(PLAIN)}.").first.wait_for(timeout=30_000)
+    finally:
+        page.evaluate("app.api.interrupt()")
+        server.wait_until_idle()
     page.evaluate(browser.NODES_2, False)
 
 
