@@ -16,7 +16,7 @@ from comfyui_lance.lance_model import language
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.lance_model.checkpoint import CheckpointError
 from comfyui_lance.nodes.loader import NANO, LoadLance
-from comfyui_lance.training import autoencoder, judge, model, train, world
+from comfyui_lance.training import autoencoder, evaluation, judge, model, train, world
 from comfyui_lance.training import packed as packing
 from safetensors import safe_open
 
@@ -154,8 +154,8 @@ def test_an_evaluation_leaves_training_as_it_was(monkeypatch):
     monkeypatch.setattr(comfy.model_management, "in_training", True)
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    task = next(iter(judge.TASKS))
-    assert judge.evaluate(packed.PACKED, 1, [task]).keys() == {task}
+    tasks = ["t2i", "letters"]
+    assert list(evaluation.evaluate(packed.PACKED, 1, 2, tasks=tasks)) == tasks
     assert torch.equal(torch.get_rng_state(), before) and comfy.model_management.in_training
 
 

@@ -14,8 +14,17 @@ from ..lance_model.sequence import IM_END, Label
 from . import world
 from .autoencoder import NarrowTAEHV, pixels
 
-BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32}
+BATCH = {"t2v": 16, "i2v": 16, "clip edit": 12, "subject clip": 16, "clip text": 24, "edit": 32, "subject": 32} | {
+    "two-step edits": 32,
+    "two movers": 16,
+}
 LARGEST_BATCH = 40  # of the other tasks
+# Of the hard world's pictures, as shares of the number of edits: more where there is more to tell apart.
+HARD_PICTURES = dict.fromkeys(world.hard.PICTURES, 1 / 5) | {
+    "single object": 1 / 20,
+    "colors": 1 / 20,
+    "letters": 2 / 5,
+}
 FIT = OwnSize().fit(world.SIDE, world.SIDE)
 
 
@@ -43,14 +52,14 @@ class Examples:
 
     rng: random.Random
     scenes: list[world.Scene] = field(default_factory=list)
-    clips: list[world.Clip] = field(default_factory=list)
+    clips: list[world.Clip | world.hard.Movers] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
     def picture(self, scene: world.Scene) -> int:
         self.scenes.append(scene)
         return len(self.scenes) - 1
 
-    def clip(self, clip: world.Clip) -> int:
+    def clip(self, clip: world.Clip | world.hard.Movers) -> int:
         self.clips.append(clip)
         return len(self.clips) - 1
 
@@ -84,9 +93,9 @@ def question(examples: Examples, picture: int) -> None:
     examples.add("question", asked, tasks.QUESTION["image"], (picture,), answer=answer)
 
 
-def edit(examples: Examples, edit: world.Edit, source: int, target: int) -> None:
+def edit(examples: Examples, edit: world.Edit, source: int, target: int, task: str = "edit") -> None:
     prompt = examples.worded(edit.instruction)
-    examples.add("edit", prompt, tasks.EDIT["image"], (source,), label=Label.SOURCE, target=target)
+    examples.add(task, prompt, tasks.EDIT["image"], (source,), label=Label.SOURCE, target=target)
 
 
 def subject(examples: Examples, prompt: str, references: tuple[int, ...], target: int) -> None:
@@ -94,8 +103,8 @@ def subject(examples: Examples, prompt: str, references: tuple[int, ...], target
     examples.add("subject", prompt, tasks.SUBJECT["image"], references, label=Label.REFERENCE, target=target)
 
 
-def text_to_video(examples: Examples, clip: int, prompt: str) -> None:
-    examples.add("t2v", prompt, tasks.TEXT_TO["video"], target=clip, clip_target=True)
+def text_to_video(examples: Examples, clip: int, prompt: str, task: str = "t2v") -> None:
+    examples.add(task, prompt, tasks.TEXT_TO["video"], target=clip, clip_target=True)
 
 
 def image_to_video(examples: Examples, clip: int, prompt: str) -> None:
@@ -137,6 +146,32 @@ def clip_edit(examples: Examples, instruction: str, source: int, target: int) ->
     examples.add(
         "clip edit", prompt, system, (source,), clip_source=True, label=Label.SOURCE, target=target, clip_target=True
     )
+
+
+# One function a task of the hard world; the tasks have the names of its categories
+
+
+def hard_picture(examples: Examples, category: str) -> None:
+    asked = world.hard.PICTURES[category](examples.rng)
+    prompt = examples.worded(asked.prompt)
+    examples.add(category, prompt, tasks.TEXT_TO["image"], target=examples.picture(asked.scene))
+
+
+def hard_question(examples: Examples) -> None:
+    asked = world.hard.a_question(examples.rng)
+    if len(asked.shown) == 1:
+        shown, what = examples.picture(asked.shown[0]), "image"
+    else:
+        shown, what = examples.clip(asked.clip), "video"
+    system = tasks.QUESTION[what]
+    examples.add("questions", asked.asked, system, (shown,), clip_source=what == "video", answer=asked.answer)
+
+
+def two_movers(examples: Examples) -> None:
+    movers = world.hard.two_movers(examples.rng)
+    clip = examples.clip(movers)
+    text_to_video(examples, clip, examples.worded(movers.describe()), "two movers")
+    clip_caption(examples, clip)
 
 
 # All tasks together
@@ -181,7 +216,21 @@ def make_examples(rng: random.Random, count: int) -> Examples:
         clip_edit(examples, instruction, source, target)
     for _ in range(count // 2):
         of_picture(examples, examples.picture(world.several(rng)))
+    add_hard_examples(examples, count)
     return examples
+
+
+def add_hard_examples(examples: Examples, count: int) -> None:
+    for category, share in HARD_PICTURES.items():
+        for _ in range(int(count * share)):
+            hard_picture(examples, category)
+    for _ in range(count // 3):
+        made = world.hard.two_steps(examples.rng)
+        edit(examples, made, examples.picture(made.source), examples.picture(made.target), "two-step edits")
+    for _ in range(count // 2):
+        hard_question(examples)
+    for _ in range(count // 6):
+        two_movers(examples)
 
 
 # Pools and batches
@@ -196,7 +245,24 @@ class Pools:
     clip_latents: torch.Tensor  # [n, 48, 3, 4, 4]
     first_latents: torch.Tensor  # [n, 48, 1, 4, 4], of the first frame as a still
     clip_pixels: torch.Tensor  # [n, 10, 56, 56, 3] uint8
+    clear: torch.Tensor  # [n] bool: pictures that can be read back from their latents
     buckets: dict[str, dict[tuple, list[Sample]]]
+
+    def curated(self) -> Pools:
+        """The samples whose pictures are all clear."""
+        unclear = set((~self.clear).nonzero().flatten().tolist())
+
+        def clear(sample: Sample) -> bool:
+            pictures = () if sample.clip_source else sample.sources
+            if sample.target is not None and not sample.clip_target:
+                pictures = (*pictures, sample.target)
+            return unclear.isdisjoint(pictures)
+
+        buckets = {
+            task: {key: kept for key, samples in its.items() if (kept := [s for s in samples if clear(s)])}
+            for task, its in self.buckets.items()
+        }
+        return replace(self, buckets=buckets)
 
     def samples(self) -> list[Sample]:
         return [s for buckets in self.buckets.values() for bucket in buckets.values() for s in bucket]
@@ -227,11 +293,14 @@ def for_vision(pictures) -> torch.Tensor:
 
 @torch.no_grad()
 def make_pools(examples: Examples, autoencoder: NarrowTAEHV, tokenizer: LanceTokenizer, device, report) -> Pools:
-    latents, shown = [], []
+    latents, shown, clear = [], [], []
     for i in range(0, len(examples.scenes), 128):
-        pictures = [world.render(scene) for scene in examples.scenes[i : i + 128]]
+        scenes = examples.scenes[i : i + 128]
+        pictures = [world.render(scene) for scene in scenes]
         latents.append(autoencoder.latents(pixels(pictures)[:, :, None].to(device)).half())
         shown.append(for_vision(pictures))
+        decoded = autoencoder.clips(latents[-1].float())[:, :, 0].clamp(0, 1).movedim(1, -1).cpu() * 255
+        clear += map(world.hard.shows, scenes, decoded.numpy())
         if i % (128 * 64) == 0:
             report(f"pictures {i}/{len(examples.scenes)}")
     clip_latents, first_latents, clips_shown = [], [], []
@@ -249,6 +318,7 @@ def make_pools(examples: Examples, autoencoder: NarrowTAEHV, tokenizer: LanceTok
         torch.cat(clip_latents),
         torch.cat(first_latents),
         torch.stack(clips_shown).to(device),
+        torch.tensor(clear),
         bucketed(examples.samples, tokenizer),
     )
 

@@ -35,3 +35,12 @@ def reduce_gradients(parameters: list[torch.Tensor]) -> None:
     *gradients, used = flat.split([*(p.numel() for p in parameters), len(parameters)])
     for parameter, gradient, count in zip(parameters, gradients, used.tolist()):
         parameter.grad = gradient.view_as(parameter) if count else None
+
+
+def shared_by_first(value):
+    """What the first process has."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]

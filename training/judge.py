@@ -5,19 +5,14 @@ KSampler, results read back by the world's own rules.
 from __future__ import annotations
 
 import random
-import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import comfy.model_management
 import numpy
 import torch
-from safetensors.torch import save_file
 
 import nodes
 
-from ..lance_model import loading, nano
 from ..nodes.answer import LanceAnswer
 from ..nodes.edit import LanceEncodeEdit
 from ..nodes.encode import LanceEncode
@@ -141,18 +136,3 @@ def right(judge: Judge, task: str, count: int, seed: int = 0) -> float:
     """The share of right results over `count` prompts; the same prompts and noise for the same seed."""
     rng = random.Random(f"{task} {seed}")
     return sum(TASKS[task][0](judge, rng, 1000 * seed + i) for i in range(count)) / count
-
-
-def evaluate(packed: Path, count: int, tasks: Collection[str] = TASKS) -> dict[str, float]:
-    """The shares of right results of a packed model. Leaves torch's random numbers and ComfyUI's mode as they were."""
-    mode = comfy.model_management.in_training
-    comfy.model_management.in_training = False
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), torch.inference_mode():
-            path = Path(folder) / "lance_nano.safetensors"
-            tensors, metadata = nano.unpack(packed)
-            save_file(tensors, path, metadata)
-            judge = Judge(*loading.load(path))
-            return {task: right(judge, task, count) for task in tasks}
-    finally:
-        comfy.model_management.in_training = mode

@@ -15,6 +15,9 @@ class Report:
     def __call__(self, text: str) -> None:
         print(f"[{(time.monotonic() - self.started) / 60:5.1f} min] {text}", flush=True)
 
+    def shares(self, step: int, right: dict[str, float]) -> None:
+        self(f"right at {step}: " + ", ".join(f"{task} {share:.0%}" for task, share in right.items()))
+
 
 class Losses:
     """Mean losses by task since they were last told, and the pace."""

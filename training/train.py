@@ -21,12 +21,12 @@ from ..lance_model.language import LanceTokenizer
 from . import autoencoder as autoencoders
 from . import vision as encoders
 from .data import draw_batch, make_examples, make_pools
-from .distributed import in_processes, reduce_gradients
+from .distributed import in_processes, reduce_gradients, shared_by_first
 from .loss import loss_of
 from .model import Trainee, make_optimizers, used_rows
 from .packed import pack, read_autoencoder, read_trainee
 from .report import Losses, Report
-from .schedule import learning_rate, mixture
+from .schedule import STAGES, adapted, learning_rate, mixture, stage_at
 
 MICROBATCHES = 4  # of different tasks in a step, shared among the processes
 PROMPT_DROPPED = 0.1
@@ -51,8 +51,9 @@ class Settings:
     rate: float = 2e-3
     seed: int = 0
     start: Path | None = None
-    evaluate_every: int = 0
-    evaluation_prompts: int = 20
+    evaluate_every: int = 500
+    evaluation_prompts: int = 10
+    fixed_mixture: bool = False
     processes: int = field(default_factory=sensible_processes)
 
     @classmethod
@@ -65,9 +66,12 @@ class Settings:
         parser.add_argument("--edits", type=int, help="edit pairs in the pool; the other tasks follow")
         parser.add_argument("--rate", type=float)
         parser.add_argument("--seed", type=int)
-        parser.add_argument("--start", type=Path, help="a packed model to go on from, in the last stage")
+        parser.add_argument("--start", type=Path, help="a packed model to go on from, with the multi-task stage")
         parser.add_argument(
-            "--evaluate-every", type=int, metavar="STEPS", help="judge what it makes, which takes minutes"
+            "--evaluate-every", type=int, metavar="STEPS", help="judge what it makes, which takes minutes; 0: never"
+        )
+        parser.add_argument(
+            "--fixed-mixture", action="store_true", help="of tasks: it does not follow how much of each is right"
         )
         parser.add_argument("--evaluation-prompts", type=int, help="of each task")
         parser.add_argument(
@@ -84,6 +88,7 @@ class State:
 
     def __init__(self, trainee: Trainee, rate: float):
         self.trainee, self.step = trainee, 0
+        self.right: dict[str, float] = {}  # the shares of right results, by task, when they were last judged
         self.parameters = list(trainee.parameters())
         self.optimizers = make_optimizers(trainee, rate)
         self.average = [p.detach().clone() for p in self.parameters]
@@ -93,7 +98,8 @@ class State:
         self.trainee.load_state_dict(saved["model"])
         for optimizer, its in zip(self.optimizers, saved["optimizers"]):
             optimizer.load_state_dict(its)
-        self.average, self.step = [a.to(device()) for a in saved["average"]], saved["step"]
+        self.average = [a.to(device()) for a in saved["average"]]
+        self.step, self.right = saved["step"], saved["right"]
 
     def save(self, file: Path) -> None:
         saved = {
@@ -101,6 +107,7 @@ class State:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average,
             "step": self.step,
+            "right": self.right,
         }
         torch.save(saved, file.with_suffix(".partial"))
         file.with_suffix(".partial").replace(file)
@@ -132,6 +139,8 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
     state, file, result = State(trainee, settings.rate), settings.out / "state.pt", settings.out / "nano.safetensors"
     if file.exists():
         state.load(file)
+    curated = pools.curated()
+    begun = 0.0 if settings.start is None else sum(stage.share for stage in STAGES[:2])
     rng = random.Random(f"{settings.seed} {state.step} {rank}")
     torch.manual_seed(rng.getrandbits(32))
     losses = Losses(state.step, settings.steps)
@@ -141,14 +150,17 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
         report(f"{counts}, {settings.processes} processes")
 
     while state.step < settings.steps:
-        mix = mixture(state.step / settings.steps if settings.start is None else 1.0)
+        stage, progress = stage_at(begun + (1 - begun) * state.step / settings.steps)
+        mix = mixture(stage, progress)
+        if stage.adaptive and not settings.fixed_mixture:
+            mix = adapted(mix, state.right)
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * learning_rate(state.step, settings.steps)
         for _ in range(MICROBATCHES // settings.processes):
             task = rng.choices(list(mix), list(mix.values()))[0]
-            batch = draw_batch(rng, pools, task)
+            batch = draw_batch(rng, curated if stage.curated else pools, task)
             dropped = batch[0].target is not None and rng.random() < PROMPT_DROPPED
             loss = loss_of(trainee, pools, batch, dropped)
             (loss / MICROBATCHES).backward()
@@ -156,26 +168,27 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
                 losses.add(task, loss.item())
         reduce_gradients(state.parameters)
         state.advance()
-        if rank > 0:
-            continue
         last = state.step == settings.steps
-        if state.step % REPORT_EVERY == 0:
-            report(losses.told(state.step))
-        if state.step % SAVE_EVERY == 0 or last:
-            state.save(file)
         evaluated = settings.evaluate_every and (state.step % settings.evaluate_every == 0 or last)
-        if state.step % SAVE_EVERY == 0 or last or evaluated:
+        if rank == 0 and (state.step % SAVE_EVERY == 0 or last or evaluated):
             pack(result, state.averaged(), vae, rows)
         if evaluated:
-            report_quality(result, settings.evaluation_prompts, report)
+            judged = quality(result, settings.evaluation_prompts) if rank == 0 else None
+            state.right = shared_by_first(judged)
+        if rank == 0:
+            if state.step % REPORT_EVERY == 0:
+                report(f"{stage.name}, {losses.told(state.step)}")
+            if evaluated:
+                report.shares(state.step, state.right)
+            if state.step % SAVE_EVERY == 0 or last:
+                state.save(file)
 
 
-def report_quality(result: Path, prompts: int, report: Report) -> None:
-    """Tells how much of what a packed model makes is right; training goes on as if nothing had been asked."""
-    from .judge import evaluate  # brings all of ComfyUI's nodes, which training does not need
+def quality(result: Path, prompts: int) -> dict[str, float]:
+    """How much of what a packed model makes is right; training goes on as if nothing had been asked."""
+    from .evaluation import evaluate  # brings all of ComfyUI's nodes, which training does not need
 
-    for task, share in evaluate(result, prompts).items():
-        report(f"{task}: {share:.0%} of {prompts}")
+    return evaluate(result, prompts)
 
 
 def trained_vision(settings: Settings, report: Report) -> dict[str, torch.Tensor]:
@@ -195,11 +208,9 @@ def trained_vision(settings: Settings, report: Report) -> dict[str, torch.Tensor
 def main() -> None:
     settings, report = Settings.from_command_line(), Report()
     settings.out.mkdir(parents=True, exist_ok=True)
-    if settings.start is not None:
-        autoencoder = read_autoencoder(settings.start)
-    else:
-        file = settings.out / "autoencoder.pt"
-        autoencoder = autoencoders.trained(file, settings.seed, settings.autoencoder_steps, report)
+    start = None if settings.start is None else read_autoencoder(settings.start)
+    file = settings.out / "autoencoder.pt"
+    autoencoder = autoencoders.trained(file, settings.seed, settings.autoencoder_steps, report, start)
     vision = trained_vision(settings, report)
     pools = settings.out / "pools.pt"
     if not pools.exists():

@@ -7,7 +7,7 @@ from .clips import Movers, two_movers
 from .edits import edited, two_steps
 from .questions import QUESTIONS, Question, a_question
 from .recognition import detect, detect_motions, read_letters
-from .scenes import PICTURES, WORDS, Asked
+from .scenes import PICTURES, WORDS, Asked, shows
 
 __all__ = [
     "PICTURES",
@@ -21,6 +21,7 @@ __all__ = [
     "detect_motions",
     "edited",
     "read_letters",
+    "shows",
     "two_movers",
     "two_steps",
 ]

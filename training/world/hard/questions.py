@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 from ..scenes import Scene
 from ..words import NUMBERS, article, plural
-from .clips import two_movers
+from .clips import Movers, two_movers
 from .scenes import RELATIONS, a_relation, attribute_binding, counting, four_objects, letters, spelled
 
 
 @dataclass(frozen=True)
 class Question:
-    """About one picture, or the frames of a clip."""
+    """About one picture, or the frames of `clip`."""
 
     shown: tuple[Scene, ...]
     asked: str
     answer: str
+    clip: Movers | None = None
 
     def right(self, answer: str) -> bool:
         return answer.strip().rstrip(".").lower() == self.answer.lower()
@@ -70,7 +71,7 @@ def _word(rng: random.Random) -> Question:
 def _motion(rng: random.Random) -> Question:
     clip = two_movers(rng)
     thing, action = rng.choice(list(zip(clip.frames[0].things, clip.actions)))
-    return Question(clip.frames, f"What does the {thing.shape} do?", f"It {action}")
+    return Question(clip.frames, f"What does the {thing.shape} do?", f"It {action}", clip)
 
 
 QUESTIONS: tuple[Callable[[random.Random], Question], ...] = (_relation, _count, _size, _corner, _word, _motion)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..letters import LETTERS
 from ..recognition import Detection, same_things
 from ..scenes import COLORS, OUTLINES, Scene, Thing, a_background, another, jitter, single
 from ..words import NUMBERS, article, plural, setting
@@ -187,6 +188,15 @@ def letters(rng: random.Random) -> Asked:
     things = tuple(Thing(letter, color, size, start + pitch * i, y) for i, letter in enumerate(word))
     scene = Scene(things, **a_background(rng))
     return Asked(f"the word {spelled(scene)} in {color} on {setting(scene)}", scene, same_word, read_letters)
+
+
+def shows(scene: Scene, picture) -> bool:
+    """Whether a picture (PIL, or an array [64, 64, 3] in 0..255) shows just this scene, a word or things."""
+    if scene.things[0].shape in LETTERS:
+        background, found = read_letters(picture)
+        return background == scene.background and same_word(found, scene)
+    background, found = detect(picture)
+    return background == scene.background and same_things(found, scene)
 
 
 def spelled(scene: Scene) -> str:
