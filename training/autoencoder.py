@@ -6,7 +6,6 @@ Channels that are zero stay zero through ReLU, so the widened network computes w
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 
 import numpy
@@ -17,7 +16,8 @@ from comfy.latent_formats import Wan22
 from comfy.taesd.taehv import TAEHV, Clamp, MemBlock, TGrow, TPool, conv
 
 from . import world
-from .report import Report
+from .report import Recent, Report
+from .saved import Saved
 
 CHANNELS = 48
 ENCODER, DECODER = (24, 40, 64), (96, 64, 32, 32)
@@ -138,8 +138,23 @@ def a_clip(rng: random.Random) -> tuple[world.Scene, ...]:
     return (world.a_clip if rng.random() < 0.5 else world.hard.two_movers)(rng).frames
 
 
+def batches(rng: random.Random, count: int) -> list[tuple[torch.Tensor, list[world.Scene]]]:
+    """So many stills and an eighth as many clips [B, 3, t, h, w], each with a scene that tells where its things are."""
+    scenes = [a_picture(rng) for _ in range(count)]
+    moving = [a_clip(rng) for _ in range(count // 8)]
+    stills = pixels([world.render(scene) for scene in scenes])[:, :, None]
+    clips = torch.stack([clip_pixels(frames) for frames in moving])
+    return [(stills, scenes), (clips, [frames[world.FRAMES // 2] for frames in moving])]
+
+
 def train(
-    rng: random.Random, steps: int, report: Report, model: NarrowTAEHV, decoder_alone: bool = False, rate: float = RATE
+    file: Path,
+    seed: int,
+    steps: int,
+    report: Report,
+    model: NarrowTAEHV,
+    decoder_alone: bool = False,
+    rate: float = RATE,
 ) -> NarrowTAEHV:
     """Trains on fresh pictures and clips, cut to what surrounds an object but in the last steps. Muon takes the kernels
     as matrices. With `decoder_alone` the encoder stays as it is, and all pictures are whole."""
@@ -147,38 +162,44 @@ def train(
     model.encoder.requires_grad_(not decoder_alone)
     trained = [p for p in model.parameters() if p.requires_grad]
     kernels = [p for p in trained if p.ndim == 4]
-    matrices = [nn.Parameter(p.detach().flatten(1)) for p in kernels]  # the same storage
+    matrices = [nn.Parameter(p.detach().flatten(1).clone()) for p in kernels]
     optimizers = [
         torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW([p for p in trained if p.ndim == 1], lr=rate, weight_decay=0.0),
     ]
     schedules = [torch.optim.lr_scheduler.OneCycleLR(o, rate, total_steps=steps, pct_start=0.1) for o in optimizers]
-    started, recent = time.monotonic(), 0.0
-    for step in range(steps):
+    parts = dict(zip(("muon", "adamw", "muon schedule", "adamw schedule"), (*optimizers, *schedules)))
+    saved = Saved(file, seed, model=model, **parts)
+    for matrix, kernel in zip(matrices, kernels):
+        matrix.data.copy_(kernel.data.flatten(1))
+    rng, recent = saved.chance(), Recent()
+    while saved.step < steps:
+        step = saved.step
+        if saved.due:
+            rng = saved.chance()
         whole = decoder_alone or step > WHOLE * steps
         model.whiten.train(not whole)
-        side, count = (world.SIDE, 16) if whole else (world.SIDE // 2, 48)
-        scenes = [a_picture(rng) for _ in range(count)]
-        moving = [a_clip(rng) for _ in range(count // 8)]
-        stills = pixels([world.render(scene) for scene in scenes])[:, :, None]
-        clips = torch.stack([clip_pixels(frames) for frames in moving])
         model.zero_grad(set_to_none=True)
-        batches = [(stills, scenes), (clips, [frames[world.FRAMES // 2] for frames in moving])]
-        for batch, shown in batches[: 1 if decoder_alone and step % 2 else 2]:
+        side, count = (world.SIDE, 16) if whole else (world.SIDE // 2, 48)
+        for batch, shown in batches(rng, count)[: 1 if decoder_alone and step % 2 else 2]:
             batch, weights = crop(rng, batch, shown, side)
             from_still = batch.shape[2] > 1 and step % 2 == 1
             with torch.autocast(batch.device.type, torch.bfloat16):
                 loss = step_loss(model, batch, weights, from_still, DECODER_NOISE if decoder_alone else NOISE)
             loss.backward()
-            recent += 0.02 * (loss.item() - recent)
+            recent.add(loss.item())
         for matrix, kernel in zip(matrices, kernels):
             matrix.grad = kernel.grad.flatten(1)
         for optimizer, schedule in zip(optimizers, schedules):
             optimizer.step()
             schedule.step()
-        if step % 50 == 49:
-            part = "decoder" if decoder_alone else "autoencoder"
-            report(f"{part} {step + 1}/{steps}: loss {recent:.4f}, {time.monotonic() - started:.0f} s")
+        for matrix, kernel in zip(matrices, kernels):
+            kernel.data.copy_(matrix.data.view(kernel.shape))
+        saved.step += 1
+        if saved.due or saved.step == steps:
+            saved.save()
+        if saved.step % 50 == 0:
+            report(f"{'decoder' if decoder_alone else 'autoencoder'} {saved.step}/{steps}: loss {recent.value:.4f}")
     return model.eval()
 
 
@@ -186,10 +207,10 @@ def trained(file: Path, seed: int, steps: int, report: Report, start: NarrowTAEH
     """As `file` holds it; else trained, from nothing or on from `start`, then its decoder alone, and written there."""
     torch.manual_seed(seed)
     model, rate = (NarrowTAEHV(), RATE) if start is None else (start, AGAIN * RATE)
-    if file.exists():
-        model.load_state_dict(torch.load(file, weights_only=True))
-        return model.eval()
-    train(random.Random(seed), steps, report, model, rate=rate)
-    train(random.Random(seed + 1), steps // 2, report, model, decoder_alone=True, rate=rate)
-    torch.save(model.state_dict(), file)
-    return model
+    if not file.exists():
+        train(file.with_name("autoencoder_state.pt"), seed, steps, report, model, rate=rate)
+        decoder = file.with_name("decoder_state.pt")
+        train(decoder, seed + 1, steps // 2, report, model, decoder_alone=True, rate=rate)
+        torch.save(model.state_dict(), file)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model.eval()

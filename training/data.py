@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field, replace
 
@@ -222,7 +223,7 @@ def make_examples(rng: random.Random, count: int) -> Examples:
 
 def add_hard_examples(examples: Examples, count: int) -> None:
     for category, share in HARD_PICTURES.items():
-        for _ in range(int(count * share)):
+        for _ in range(math.ceil(count * share)):
             hard_picture(examples, category)
     for _ in range(count // 3):
         made = world.hard.two_steps(examples.rng)
@@ -249,7 +250,7 @@ class Pools:
     buckets: dict[str, dict[tuple, list[Sample]]]
 
     def curated(self) -> Pools:
-        """The samples whose pictures are all clear."""
+        """The samples whose pictures are all clear; all of a task that has none."""
         unclear = set((~self.clear).nonzero().flatten().tolist())
 
         def clear(sample: Sample) -> bool:
@@ -258,10 +259,10 @@ class Pools:
                 pictures = (*pictures, sample.target)
             return unclear.isdisjoint(pictures)
 
-        buckets = {
-            task: {key: kept for key, samples in its.items() if (kept := [s for s in samples if clear(s)])}
-            for task, its in self.buckets.items()
-        }
+        buckets = {}
+        for task, its in self.buckets.items():
+            kept = {key: [s for s in samples if clear(s)] for key, samples in its.items()}
+            buckets[task] = {key: samples for key, samples in kept.items() if samples} or its
         return replace(self, buckets=buckets)
 
     def samples(self) -> list[Sample]:

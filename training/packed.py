@@ -26,7 +26,7 @@ def pack(path: Path, weights: dict[str, torch.Tensor], vae: dict[str, torch.Tens
     tensors = {nano.ROWS: torch.tensor(rows, dtype=torch.int32)}
     for name, weight in weights.items():
         tensors[packed_name(name)] = weight.to(torch.bfloat16).cpu()
-    tensors |= {nano.VAE + name: weight.half().cpu() for name, weight in vae.items()}
+    tensors |= {nano.VAE + name: weight.half().cpu().contiguous() for name, weight in vae.items()}
     settings = {
         "depth": VISION.layers,
         "num_heads": VISION.heads,
@@ -36,10 +36,16 @@ def pack(path: Path, weights: dict[str, torch.Tensor], vae: dict[str, torch.Tens
     path.with_suffix(".partial").replace(path)
 
 
+def read_rows(path: Path) -> list[int]:
+    """Rows of the vocabulary that a packed model has."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(nano.ROWS).tolist()
+
+
 def read_trainee(path: Path, trainee: Trainee, rows: list[int]) -> None:
     """Takes the weights of a packed model; rows of the vocabulary that it lacks stay as they are."""
+    stored_at = {row: i for i, row in enumerate(read_rows(path))}
     with safe_open(path, "pt") as file:
-        stored_at = {row: i for i, row in enumerate(file.get_tensor(nano.ROWS).tolist())}
         known = [i for i, row in enumerate(rows) if row in stored_at]
         for name, weight in trainee.named_parameters():
             stored = file.get_tensor(packed_name(name)).float()

@@ -24,13 +24,14 @@ from .data import draw_batch, make_examples, make_pools
 from .distributed import in_processes, reduce_gradients, shared_by_first
 from .loss import loss_of
 from .model import Trainee, make_optimizers, used_rows
-from .packed import pack, read_autoencoder, read_trainee
+from .packed import pack, read_autoencoder, read_rows, read_trainee
 from .report import Losses, Report
+from .saved import Saved
 from .schedule import STAGES, adapted, learning_rate, mixture, stage_at
 
 MICROBATCHES = 4  # of different tasks in a step, shared among the processes
 PROMPT_DROPPED = 0.1
-REPORT_EVERY, SAVE_EVERY = 100, 250  # steps
+REPORT_EVERY = 100  # steps
 
 
 def device() -> torch.device:
@@ -83,34 +84,15 @@ class Settings:
         return parser.parse_args(namespace=cls())
 
 
-class State:
+class State(Saved):
     """All that training changes. `average` are the moving averages of the parameters, which become the result."""
 
-    def __init__(self, trainee: Trainee, rate: float):
-        self.trainee, self.step = trainee, 0
-        self.right: dict[str, float] = {}  # the shares of right results, by task, when they were last judged
-        self.parameters = list(trainee.parameters())
+    def __init__(self, file: Path, seed: int, trainee: Trainee, rate: float):
+        self.names, self.parameters = zip(*trainee.named_parameters())
         self.optimizers = make_optimizers(trainee, rate)
-        self.average = [p.detach().clone() for p in self.parameters]
-
-    def load(self, file: Path) -> None:
-        saved = torch.load(file, weights_only=True)
-        self.trainee.load_state_dict(saved["model"])
-        for optimizer, its in zip(self.optimizers, saved["optimizers"]):
-            optimizer.load_state_dict(its)
-        self.average = [a.to(device()) for a in saved["average"]]
-        self.step, self.right = saved["step"], saved["right"]
-
-    def save(self, file: Path) -> None:
-        saved = {
-            "model": self.trainee.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average,
-            "step": self.step,
-            "right": self.right,
-        }
-        torch.save(saved, file.with_suffix(".partial"))
-        file.with_suffix(".partial").replace(file)
+        self.average = torch.nn.ParameterList(p.detach().clone() for p in self.parameters).requires_grad_(False)
+        muon, adamw = self.optimizers
+        super().__init__(file, seed, model=trainee, muon=muon, adamw=adamw, average=self.average)
 
     def advance(self) -> None:
         """A step along the gradients."""
@@ -119,10 +101,10 @@ class State:
             optimizer.step()
         self.step += 1
         parameters = [p.detach() for p in self.parameters]
-        torch._foreach_lerp_(self.average, parameters, 1 - min(0.999, self.step / (self.step + 20)))
+        torch._foreach_lerp_(list(self.average), parameters, 1 - min(0.999, self.step / (self.step + 20)))
 
     def averaged(self) -> dict[str, torch.Tensor]:
-        return {name: a for (name, _), a in zip(self.trainee.named_parameters(), self.average)}
+        return dict(zip(self.names, self.average))
 
 
 def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, report: Report) -> None:
@@ -131,18 +113,18 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
     comfy.utils.PROGRESS_BAR_ENABLED = False
     pools, tokenizer = torch.load(pools, weights_only=False), LanceTokenizer()
     rows = used_rows(tokenizer, pools.samples())
+    if settings.start is not None:
+        rows = sorted({*rows, *read_rows(settings.start)})
     torch.manual_seed(settings.seed)
     trainee = Trainee(rows, tokenizer).to(device())
     if settings.start is not None:
         read_trainee(settings.start, trainee, rows)
     trainee.language.visual.load_state_dict(vision)
-    state, file, result = State(trainee, settings.rate), settings.out / "state.pt", settings.out / "nano.safetensors"
-    if file.exists():
-        state.load(file)
+    result = settings.out / "nano.safetensors"
+    state = State(settings.out / "state.pt", settings.seed, trainee, settings.rate)
     curated = pools.curated()
     begun = 0.0 if settings.start is None else sum(stage.share for stage in STAGES[:2])
-    rng = random.Random(f"{settings.seed} {state.step} {rank}")
-    torch.manual_seed(rng.getrandbits(32))
+    rng = state.chance(rank)
     losses = Losses(state.step, settings.steps)
     if rank == 0:
         numbers = sum(p.numel() for p in state.parameters) / 1e6
@@ -150,6 +132,8 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
         report(f"{counts}, {settings.processes} processes")
 
     while state.step < settings.steps:
+        if state.due:
+            rng = state.chance(rank)
         stage, progress = stage_at(begun + (1 - begun) * state.step / settings.steps)
         mix = mixture(stage, progress)
         if stage.adaptive and not settings.fixed_mixture:
@@ -169,19 +153,20 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
         reduce_gradients(state.parameters)
         state.advance()
         last = state.step == settings.steps
+        saving = state.due or last
         evaluated = settings.evaluate_every and (state.step % settings.evaluate_every == 0 or last)
-        if rank == 0 and (state.step % SAVE_EVERY == 0 or last or evaluated):
+        if rank == 0 and (saving or evaluated):
             pack(result, state.averaged(), vae, rows)
         if evaluated:
-            judged = quality(result, settings.evaluation_prompts) if rank == 0 else None
-            state.right = shared_by_first(judged)
-        if rank == 0:
-            if state.step % REPORT_EVERY == 0:
-                report(f"{stage.name}, {losses.told(state.step)}")
-            if evaluated:
-                report.shares(state.step, state.right)
-            if state.step % SAVE_EVERY == 0 or last:
-                state.save(file)
+            state.right = shared_by_first(quality(result, settings.evaluation_prompts) if rank == 0 else None)
+        if rank > 0:
+            continue
+        if state.step % REPORT_EVERY == 0:
+            report.losses(losses, state.step, stage.name)
+        if evaluated:
+            report.shares(state.right, state.step)
+        if saving:
+            state.save()
 
 
 def quality(result: Path, prompts: int) -> dict[str, float]:
@@ -197,17 +182,20 @@ def trained_vision(settings: Settings, report: Report) -> dict[str, torch.Tensor
     if not file.exists():
         torch.manual_seed(settings.seed)
         trainee = Trainee([0], LanceTokenizer()).to(device())
+        visual = trainee.language.visual
         if settings.start is not None:
             read_trainee(settings.start, trainee, [0])
-        visual, pictures = trainee.language.visual, 3 * settings.edits // 2
-        encoders.train(random.Random(settings.seed), visual, settings.vision_steps, pictures, device(), report)
+        else:
+            state, pictures = settings.out / "vision_state.pt", 3 * settings.edits // 2
+            encoders.train(state, settings.seed, visual, settings.vision_steps, pictures, device(), report)
         torch.save(visual.state_dict(), file)
     return torch.load(file, weights_only=True)
 
 
 def main() -> None:
-    settings, report = Settings.from_command_line(), Report()
+    settings = Settings.from_command_line()
     settings.out.mkdir(parents=True, exist_ok=True)
+    report = Report(settings.out)
     start = None if settings.start is None else read_autoencoder(settings.start)
     file = settings.out / "autoencoder.pt"
     autoencoder = autoencoders.trained(file, settings.seed, settings.autoencoder_steps, report, start)

@@ -3,7 +3,8 @@ where. Lance's encoder comes trained (it is Qwen2.5-VL's); this stands in for th
 
 from __future__ import annotations
 
-import time
+import random
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from ..lance_model import media
 from . import world
 from .data import for_vision
+from .report import Recent, Report
+from .saved import Saved
 
 BATCH, RATE = 128, 2e-3
 SHAPES, COLORS = list(world.OUTLINES), list(world.COLORS)
@@ -40,8 +43,9 @@ def embeddings(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     return visual(patches, grid).unflatten(0, (len(pixels), -1))
 
 
-def train(rng, visual: nn.Module, steps: int, pool: int, device, report) -> None:
+def train(file: Path, seed: int, visual: nn.Module, steps: int, pool: int, device, report: Report) -> None:
     """Trains `visual` on `pool` pictures, moved by up to a pixel."""
+    rng = random.Random(seed)
     scenes = [world.a_scene(rng) for _ in range(pool)]
     pictures = torch.cat(
         [for_vision([world.render(scene) for scene in scenes[i : i + 128]]) for i in range(0, pool, 128)]
@@ -56,8 +60,12 @@ def train(rng, visual: nn.Module, steps: int, pool: int, device, report) -> None
         torch.optim.AdamW([*others, *heads.parameters()], lr=RATE, weight_decay=0.0),
     ]
     schedules = [torch.optim.lr_scheduler.OneCycleLR(o, RATE, total_steps=steps, pct_start=0.1) for o in optimizers]
-    started, recent = time.monotonic(), 0.0
-    for step in range(steps):
+    parts = dict(zip(("muon", "adamw", "muon schedule", "adamw schedule"), (*optimizers, *schedules)))
+    saved = Saved(file, seed, visual=visual, heads=heads, **parts)
+    recent = Recent()
+    while saved.step < steps:
+        if saved.due:
+            saved.chance()
         chosen = torch.randint(pool, (BATCH,))
         shift = [int(s) for s in torch.randint(-1, 2, (2,))]
         shown = pictures[chosen].to(device).roll(shift, dims=(1, 2)) / 255
@@ -72,8 +80,9 @@ def train(rng, visual: nn.Module, steps: int, pool: int, device, report) -> None
             optimizer.step()
             schedule.step()
         all_right = torch.stack([part.argmax(1) == right[:, i] for i, part in enumerate(parts)]).all(0)
-        recent += 0.02 * (all_right.float().mean().item() - recent)
-        if step % 100 == 99:
-            report(
-                f"vision {step + 1}/{steps}: {recent:.0%} of pictures read right, {time.monotonic() - started:.0f} s"
-            )
+        recent.add(all_right.float().mean().item())
+        saved.step += 1
+        if saved.due or saved.step == steps:
+            saved.save()
+        if saved.step % 100 == 0:
+            report(f"vision {saved.step}/{steps}: {recent.value:.0%} of pictures read right")
