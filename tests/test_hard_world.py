@@ -202,7 +202,8 @@ def test_the_model_is_asked(nano, make):
 
 def test_what_was_there_before_is_drawn_as_before():
     """Same seed, same examples: a training of the old world goes as it went."""
-    made = data.make_examples(random.Random(5), 60)
+    made = data.Examples(random.Random(5))
+    data.add_simple_examples(made, 60)
     told = [(s.task, s.prompt, s.system, s.sources, s.target, s.answer) for s in made.samples]
     digest = hashlib.sha256(repr((told, made.scenes, made.clips)).encode()).hexdigest()
     assert digest.startswith("fa2b344ec77e83f1")

@@ -1,4 +1,4 @@
-"""Draws how a training went, from its `progress.csv`: the loss and the share of right results of each task, by steps."""
+"""Draws how a training went, from its `progress.csv`: each task's loss and share of right results, by steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Curve = list[tuple[int, float]]
 
 
 def read(progress: Path) -> dict[str, dict[str, Curve]]:
-    """Task → `loss` or `right` → values by step. Where a training was stopped and steps were done again, the last count."""
+    """Task → `loss` or `right` → values by step. Of steps that were done again after a stop, the last ones count."""
     values: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     with progress.open(newline="") as file:
         for step, kind, task, value in csv.reader(file):
@@ -31,7 +31,7 @@ def _line(curve: Curve, steps: int, highest: float, color: str) -> str:
 
 
 def draw(tasks: dict[str, dict[str, Curve]]) -> str:
-    """SVG: one picture a task. Losses from zero to their highest, shares from none to all, with the last one in words."""
+    """SVG: a picture a task. Losses from zero to their highest, shares from none to all, with the last one in words."""
     steps = max(step for kinds in tasks.values() for curve in kinds.values() for step, _ in curve)
     parts, across, down = [], WIDTH + MARGIN, HEIGHT + 2 * MARGIN
     for i, (task, kinds) in enumerate(tasks.items()):

@@ -194,6 +194,13 @@ def of_clip(examples: Examples, clip: int) -> None:
 def make_examples(rng: random.Random, count: int) -> Examples:
     """`count` sets the number of edits, the rest follows."""
     examples = Examples(rng)
+    add_simple_examples(examples, count)
+    add_hard_examples(examples, count)
+    return examples
+
+
+def add_simple_examples(examples: Examples, count: int) -> None:
+    rng = examples.rng
     for _ in range(count):
         made = world.an_edit(rng)
         source, target = examples.picture(made.source), examples.picture(made.target)
@@ -217,8 +224,6 @@ def make_examples(rng: random.Random, count: int) -> Examples:
         clip_edit(examples, instruction, source, target)
     for _ in range(count // 2):
         of_picture(examples, examples.picture(world.several(rng)))
-    add_hard_examples(examples, count)
-    return examples
 
 
 def add_hard_examples(examples: Examples, count: int) -> None:

@@ -1,0 +1,128 @@
+"""How the demonstration model is trained: stages, the adaptive mixture, the curated set, stopping and going on."""
+
+from __future__ import annotations
+
+import random
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_lance.lance_model import nano as packed
+from comfyui_lance.lance_model.language import LanceTokenizer
+from comfyui_lance.training import autoencoder, chart, data, schedule, world
+from comfyui_lance.training import packed as packing
+from comfyui_lance.training.report import Losses, Report
+from comfyui_lance.training.saved import Saved
+
+SCENE = world.two(random.Random(3))
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_the_stages_follow_each_other():
+    names = [schedule.stage_at(i / 100)[0].name for i in range(101)]
+    assert list(dict.fromkeys(names)) == ["alignment", "pre-training", "multi-task", "fine-tuning"]
+    assert sum(stage.share for stage in schedule.STAGES) == pytest.approx(1)
+    for before, after in zip(schedule.STAGES, schedule.STAGES[1:]):
+        assert before.end.keys() <= after.start.keys() | after.end.keys()
+
+
+def test_the_share_of_what_is_hard_grows():
+    stage = schedule.STAGES[2]
+
+    def hard(progress: float) -> float:
+        mixture = schedule.mixture(stage, progress)
+        return sum(mixture[task] for task in schedule.HARD) / sum(mixture.values())
+
+    assert hard(0) < hard(0.5) < hard(1)
+
+
+def test_an_adapted_mixture_follows_what_is_wrong():
+    mixture = {"counting": 2.0, "letters": 1.0, "rewrite": 1.0}
+    adapted = schedule.adapted(mixture, {"counting": 1.0, "letters": 0.0})
+    assert adapted == {"counting": 0.5, "letters": 1.75, "rewrite": 1.0}
+
+
+@pytest.fixture(scope="module")
+def pools() -> data.Pools:
+    """Of a few examples of every task."""
+    examples = data.make_examples(random.Random(0), 8)
+    trained = packing.read_autoencoder(packed.PACKED)
+    return data.make_pools(examples, trained, LanceTokenizer(), torch.device("cpu"), lambda text: None)
+
+
+def test_every_task_of_every_stage_has_examples(pools):
+    wanted = {task for stage in schedule.STAGES for task in (*stage.start, *stage.end)}
+    assert wanted == pools.buckets.keys() == pools.curated().buckets.keys()
+    rng = random.Random(1)
+    for task in wanted:
+        (name,) = {sample.task for sample in data.draw_batch(rng, pools, task)}
+        assert name == task
+
+
+def test_what_cannot_be_read_back_is_not_clear(pools):
+    """Nearly all of the old world can, with the shipped autoencoder."""
+    targets = [sample.target for sample in pools.samples() if sample.task in ("t2i", "edit")]
+    assert pools.clear[targets].float().mean() > 0.9
+    blurred = torch.nn.functional.avg_pool2d(autoencoder.pixels([world.render(SCENE)]), 33, 1, 16)
+    assert not world.hard.shows(SCENE, (blurred[0].movedim(0, -1) * 255).numpy())
+
+
+def test_the_curated_set_leaves_out_what_is_not_clear(pools):
+    left_out = next(sample for sample in pools.samples() if sample.task == "edit")
+    for picture in (*left_out.sources, left_out.target):
+        clear = torch.ones_like(pools.clear)
+        clear[picture] = False
+        rest = replace(pools, clear=clear).curated().samples()
+        assert left_out not in rest and 0 < len(pools.samples()) - len(rest) < 10
+
+
+def test_a_task_of_which_nothing_is_clear_keeps_all(pools):
+    curated = replace(pools, clear=torch.zeros_like(pools.clear)).curated()
+    assert curated.buckets["letters"] == pools.buckets["letters"]
+
+
+@pytest.mark.parametrize("category", ["four objects", "letters"])
+def test_a_picture_shows_its_scene_and_no_other(category):
+    rng = random.Random(2)
+    scenes = [world.hard.PICTURES[category](rng).scene for _ in range(20)]
+    pictures = [world.render(scene) for scene in scenes]
+    assert sum(map(world.hard.shows, scenes, pictures)) >= 19
+    assert sum(map(world.hard.shows, scenes[1:], pictures)) <= 1
+
+
+def test_a_training_that_is_stopped_comes_to_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(Saved, "EVERY", 2)
+
+    def trained(file: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = autoencoder.NarrowTAEHV()
+        return autoencoder.train(tmp_path / file, 0, 4, Report(), model).state_dict()
+
+    whole, save = trained("whole.pt"), Saved.save
+
+    def stop(self) -> None:
+        save(self)
+        raise Stopped
+
+    with monkeypatch.context() as stopping, pytest.raises(Stopped):
+        stopping.setattr(Saved, "save", stop)
+        trained("stopped.pt")
+    for name, weight in trained("stopped.pt").items():
+        assert torch.equal(weight, whole[name]), name
+
+
+def test_the_figures_of_a_training_are_drawn(tmp_path):
+    report, losses = Report(tmp_path), Losses(0, 200)
+    for step, loss in ((100, 2.0), (200, 1.5), (200, 1.0)):
+        losses.add("counting", loss)
+        report.losses(losses, step, "multi-task")
+    report.shares({"counting": 0.3, "letters": 0.1}, 200)
+    curves = chart.read(tmp_path / "progress.csv")
+    assert curves["counting"] == {"loss": [(100, 2.0), (200, 1.0)], "right": [(200, 0.3)]}
+    drawn = ElementTree.fromstring(chart.draw(curves))
+    assert [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")] == ["counting: 30%", "letters: 10%"]
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
