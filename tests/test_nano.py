@@ -91,7 +91,7 @@ def test_what_is_packed_can_be_trained_on(tmp_path):
 
 def test_it_can_be_trained_from_nothing_and_goes_on_in_two_processes(tmp_path, monkeypatch):
     settings = ["--autoencoder-steps", "4", "--vision-steps", "2", "--edits", "16", "--out", str(tmp_path)]
-    settings += ["--evaluate-every", "0"]
+    settings += ["--evaluate-every", "0", "--reinforcement-rounds", "0", "--result-prompts", "0"]
     monkeypatch.setattr(comfy.model_management, "in_training", False)  # and again after the test
     monkeypatch.setattr(sys, "argv", ["training", *settings, "--processes", "1", "--steps", "1"])
     train.main()

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 LOSS, RIGHT = "loss", "right"
+PROGRESS = "progress.csv"  # step, loss or right, task, value
 
 
 class Report:
@@ -26,7 +27,7 @@ class Report:
     def figures(self, step: int, kind: str, of_tasks: dict[str, float]) -> None:
         """The losses or the shares of right results, by task."""
         if self.folder is not None:
-            with (self.folder / "progress.csv").open("a", newline="") as file:
+            with (self.folder / PROGRESS).open("a", newline="") as file:
                 csv.writer(file).writerows([step, kind, task, f"{value:.4f}"] for task, value in of_tasks.items())
 
     def losses(self, losses: Losses, step: int, stage: str) -> None:

@@ -124,7 +124,7 @@ def pooled(prompts: list[Prompt], autoencoder: NarrowTAEHV, device: torch.device
         if prompt.source is not None:
             prompt.sample.sources = (len(pictures),)
             pictures.append(world.render(prompt.source))
-    pools = Pools(*(torch.empty(0, device=device) for _ in range(5)), buckets={})
+    pools = Pools(*(torch.empty(0, device=device) for _ in range(6)), buckets={})
     if pictures:
         pools.latents = autoencoder.latents(pixels(pictures)[:, :, None].to(device))
         pools.pixels = for_vision(pictures).to(device)

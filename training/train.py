@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,19 +20,21 @@ import torch
 
 from ..lance_model.language import LanceTokenizer
 from . import autoencoder as autoencoders
+from . import chart
 from . import vision as encoders
 from .data import draw_batch, make_examples, make_pools
 from .distributed import in_processes, reduce_gradients, shared_by_first
 from .loss import loss_of
 from .model import Trainee, make_optimizers, used_rows
 from .packed import pack, read_autoencoder, read_rows, read_trainee
-from .report import Losses, Report
+from .report import PROGRESS, Losses, Report
 from .saved import Saved
 from .schedule import STAGES, adapted, learning_rate, mixture, stage_at
 
 MICROBATCHES = 4  # of different tasks in a step, shared among the processes
 PROMPT_DROPPED = 0.1
 REPORT_EVERY = 100  # steps
+SUPERVISED = "supervised.safetensors"  # the model before reinforcement
 
 
 def device() -> torch.device:
@@ -54,6 +57,8 @@ class Settings:
     start: Path | None = None
     evaluate_every: int = 500
     evaluation_prompts: int = 10
+    reinforcement_rounds: int = 100
+    result_prompts: int = 50
     fixed_mixture: bool = False
     processes: int = field(default_factory=sensible_processes)
 
@@ -75,6 +80,8 @@ class Settings:
             "--fixed-mixture", action="store_true", help="of tasks: it does not follow how much of each is right"
         )
         parser.add_argument("--evaluation-prompts", type=int, help="of each task")
+        parser.add_argument("--reinforcement-rounds", type=int, help="after all other stages")
+        parser.add_argument("--result-prompts", type=int, help="of each task, for the table of results at the end")
         parser.add_argument(
             "--processes",
             type=int,
@@ -120,7 +127,7 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
     if settings.start is not None:
         read_trainee(settings.start, trainee, rows)
     trainee.language.visual.load_state_dict(vision)
-    result = settings.out / "nano.safetensors"
+    result = settings.out / SUPERVISED
     state = State(settings.out / "state.pt", settings.seed, trainee, settings.rate)
     curated = pools.curated()
     begun = 0.0 if settings.start is None else sum(stage.share for stage in STAGES[:2])
@@ -161,7 +168,7 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
             state.right = shared_by_first(quality(result, settings.evaluation_prompts) if rank == 0 else None)
         if rank > 0:
             continue
-        if state.step % REPORT_EVERY == 0:
+        if state.step % REPORT_EVERY == 0 or last:
             report.losses(losses, state.step, stage.name)
         if evaluated:
             report.shares(state.right, state.step)
@@ -206,3 +213,21 @@ def main() -> None:
         torch.save(make_pools(examples, autoencoder.to(device()), LanceTokenizer(), device(), report), pools)
     given = (settings, pools, autoencoder.cpu().fold(), vision, report)
     in_processes(settings.processes, train, given)
+    (settings.out / "progress.svg").write_text(chart.draw(chart.read(settings.out / PROGRESS)))
+    reinforced_and_judged(settings, report)
+
+
+def reinforced_and_judged(settings: Settings, report: Report) -> None:
+    from .evaluation import results
+    from .reinforce import Settings as Reinforcement
+    from .reinforce import reinforce
+
+    supervised, result = settings.out / SUPERVISED, settings.out / "nano.safetensors"
+    if settings.reinforcement_rounds:
+        its = Reinforcement(rounds=settings.reinforcement_rounds, seed=settings.seed)
+        reinforce(supervised, settings.out, its, report).replace(result)
+    else:
+        shutil.copyfile(supervised, result)
+    if settings.result_prompts:
+        models = {"supervised": supervised, "reinforced": result}
+        (settings.out / "results.md").write_text(results(models, settings.result_prompts))
