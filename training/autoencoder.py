@@ -17,7 +17,7 @@ from comfy.taesd.taehv import TAEHV, Clamp, MemBlock, TGrow, TPool, conv
 
 from . import world
 from .report import Recent, Report
-from .saved import Saved
+from .saved import Saved, save_whole
 
 CHANNELS = 48
 ENCODER, DECODER = (24, 40, 64), (96, 64, 32, 32)
@@ -211,6 +211,6 @@ def trained(file: Path, seed: int, steps: int, report: Report, start: NarrowTAEH
         train(file.with_name("autoencoder_state.pt"), seed, steps, report, model, rate=rate)
         decoder = file.with_name("decoder_state.pt")
         train(decoder, seed + 1, steps // 2, report, model, decoder_alone=True, rate=rate)
-        torch.save(model.state_dict(), file)
+        save_whole(model.state_dict(), file)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model.eval()

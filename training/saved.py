@@ -8,6 +8,13 @@ from pathlib import Path
 import torch
 
 
+def save_whole(what, file: Path) -> None:
+    """`file` is there whole or as it was, whenever this is stopped."""
+    partial = file.with_suffix(".partial")
+    torch.save(what, partial)
+    partial.replace(file)
+
+
 class Saved:
     """`parts` have a `state_dict`: model, optimizers, schedules. They begin as `file` has them, if there is one.
 
@@ -37,6 +44,4 @@ class Saved:
 
     def save(self) -> None:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        partial = self.file.with_suffix(".partial")
-        torch.save({"parts": parts, "step": self.step, "right": self.right}, partial)
-        partial.replace(self.file)
+        save_whole({"parts": parts, "step": self.step, "right": self.right}, self.file)

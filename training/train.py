@@ -28,7 +28,7 @@ from .loss import loss_of
 from .model import Trainee, make_optimizers, used_rows
 from .packed import pack, read_autoencoder, read_rows, read_trainee
 from .report import PROGRESS, Losses, Report
-from .saved import Saved
+from .saved import Saved, save_whole
 from .schedule import STAGES, adapted, learning_rate, mixture, stage_at
 
 MICROBATCHES = 4  # of different tasks in a step, shared among the processes
@@ -195,7 +195,7 @@ def trained_vision(settings: Settings, report: Report) -> dict[str, torch.Tensor
         else:
             state, pictures = settings.out / "vision_state.pt", 3 * settings.edits // 2
             encoders.train(state, settings.seed, visual, settings.vision_steps, pictures, device(), report)
-        torch.save(visual.state_dict(), file)
+        save_whole(visual.state_dict(), file)
     return torch.load(file, weights_only=True)
 
 
@@ -210,7 +210,8 @@ def main() -> None:
     pools = settings.out / "pools.pt"
     if not pools.exists():
         examples = make_examples(random.Random(settings.seed), settings.edits)
-        torch.save(make_pools(examples, autoencoder.to(device()), LanceTokenizer(), device(), report), pools)
+        made = make_pools(examples, autoencoder.to(device()), LanceTokenizer(), device(), report)
+        save_whole(made, pools)
     given = (settings, pools, autoencoder.cpu().fold(), vision, report)
     in_processes(settings.processes, train, given)
     (settings.out / "progress.svg").write_text(chart.draw(chart.read(settings.out / PROGRESS)))
