@@ -16,6 +16,7 @@ from ..lance_model.language import Request
 from ..lance_model.plan import Plan
 from ..lance_model.positions import latent_position_tables
 from ..lance_model.sequence import Label, Segment, Sequence, vision_slices
+from ..lance_model.transformer import LanceTransformer
 from .data import Pools, Sample
 from .model import Trainee
 from .vision import embeddings
@@ -47,12 +48,12 @@ def text_loss(trainee: Trainee, pools: Pools, batch: list[Sample]) -> torch.Tens
 
 def flow_loss(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: bool) -> torch.Tensor:
     """Flow matching on the targets' latents: squared error of the velocity that leads from them to noise."""
-    transformer, first = trainee.transformer, batch[0]
+    first = batch[0]
     clean = pools.target_latents(batch)
     grid, device = tuple(clean.shape[2:]), clean.device
     prompt = "" if drop_prompt else first.prompt
     tokens = embed(trainee, pools, batch, prompt, Segment(Label.TARGET, grid=grid))
-    known, _ = context(trainee, tokens, Plan.of(tokens.sequence, 1, -1))
+    branch = Branch.of(trainee, tokens)
 
     def several(x: torch.Tensor) -> torch.Tensor:
         return x.repeat_interleave(NOISES, dim=0)
@@ -65,12 +66,7 @@ def flow_loss(trainee: Trainee, pools: Pools, batch: list[Sample], drop_prompt: 
         free[:, :, 0] = 0
         clean = torch.cat([several(pools.given_latents(batch)), clean[:, :, 1:]], dim=2)
     x = clean + free * t[:, None, None, None, None] * (noise - clean)
-    tau = t[:, None] * free.flatten(1)
-    past = [[[tuple(several(x) for x in kv) for kv in piece] for piece in known]]
-    end = Plan.of(tokens.sequence, -1)
-    frequencies = end.frequencies(transformer.head_dim, device)
-    tables = latent_position_tables(grid, transformer.hidden, device, torch.float32)
-    velocity = transformer._forward(x, tau, {}, several(tokens.und[:, end.und]), frequencies, tables, past)
+    velocity = branch.velocity(trainee.transformer, x, t[:, None] * free.flatten(1))
     error = (velocity - (noise - clean)) ** 2 * free
     return error.sum() / free.expand_as(clean).sum()
 
@@ -89,6 +85,35 @@ class Tokens:
     sequence: Sequence
     und: torch.Tensor
     gen: torch.Tensor | None
+
+
+@dataclass
+class Branch:
+    """What targets are made from: keys and values of their context, the `brackets` [B, 2, hidden] around them, and where
+    both they and the target's latents stand."""
+
+    known: list
+    brackets: torch.Tensor
+    frequencies: tuple[torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def of(cls, trainee: Trainee, tokens: Tokens) -> Branch:
+        """Of a sequence that ends with the target."""
+        known, _ = context(trainee, tokens, Plan.of(tokens.sequence, 1, -1))
+        end = Plan.of(tokens.sequence, -1)
+        brackets = tokens.und[:, end.und]
+        return cls(known, brackets, end.frequencies(trainee.transformer.head_dim, brackets.device))
+
+    def velocity(self, transformer: LanceTransformer, x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+        """Of latents x [B · n, 48, t, h, w], n in a row of each context, at τ [B · n, t · h · w]."""
+        count, grid = len(x) // len(self.brackets), tuple(x.shape[2:])
+
+        def several(x: torch.Tensor) -> torch.Tensor:
+            return x.repeat_interleave(count, dim=0)
+
+        past = [[[tuple(map(several, kv)) for kv in piece] for piece in self.known]]
+        tables = latent_position_tables(grid, transformer.hidden, x.device, torch.float32)
+        return transformer._forward(x, tau, {}, several(self.brackets), self.frequencies, tables, past)
 
 
 def embed(trainee: Trainee, pools: Pools, batch: list[Sample], prompt: str, last: Segment) -> Tokens:
