@@ -27,15 +27,17 @@ import torch
 from safetensors import safe_open
 
 from ..lance_model import nano
+from ..lance_model.diffusion import LanceConfig
 from ..lance_model.language import LanceTokenizer
 from .autoencoder import NarrowTAEHV
+from .data import Pools
 from .model import Trainee
 from .packed import pack, read_autoencoder, read_trainee
 from .report import Report
 from .rollout import KINDS, Prompt, Rollout, branches, guided, in_batches, pooled, rollout
 
 ROWS = 384  # of latents that go through the model at once
-LARGEST_ADVANTAGE = 3.0  # in deviations of a group's rewards
+MOST_PAIRS = 4  # of a group
 GENERATING = ("_moe_gen", "time_embedder", "vae2llm", "llm2vae")  # in names of what learns
 
 
@@ -43,9 +45,10 @@ GENERATING = ("_moe_gen", "time_embedder", "vae2llm", "llm2vae")  # in names of 
 class Settings:
     rounds: int = 100
     prompts: int = 48  # a round
-    group: int = 16  # samples of a prompt
+    group: int = 12  # samples of a prompt
     steps: int = 6  # of the sampler
-    noises: int = 4  # put on each sample
+    noises: int = 6  # put on each sample
+    updates: int = 2  # a round
     rate: float = 1e-4
     beta: float = 1.0
     pull: float = 0.1
@@ -61,6 +64,7 @@ class State:
 
     def __init__(self, trainee: Trainee, rate: float):
         self.trainee, self.old, self.round = trainee, copy.deepcopy(trainee).requires_grad_(False), 0
+        self.ahead = False  # whether the trained one differs from the old one
         for name, weight in trainee.named_parameters():
             weight.requires_grad_(any(part in name for part in GENERATING))
         self.learning = [weight for weight in trainee.parameters() if weight.requires_grad]
@@ -71,11 +75,11 @@ class State:
         self.trainee.load_state_dict(saved["model"])
         self.old.load_state_dict(saved["old"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.round = saved["round"]
+        self.round, self.ahead = saved["round"], saved["ahead"]
 
     def save(self, file: Path) -> None:
         saved = {"model": self.trainee.state_dict(), "old": self.old.state_dict()}
-        saved |= {"optimizer": self.optimizer.state_dict(), "round": self.round}
+        saved |= {"optimizer": self.optimizer.state_dict(), "round": self.round, "ahead": self.ahead}
         torch.save(saved, file.with_suffix(".partial"))
         file.with_suffix(".partial").replace(file)
 
@@ -83,13 +87,7 @@ class State:
         """The old policy becomes a moving average with the trained one."""
         for old, new in zip(self.old.parameters(), self.trainee.parameters()):
             old.lerp_(new.detach(), 1 - decay)
-
-
-def optimality(right: torch.Tensor) -> torch.Tensor:
-    """Rewards [prompts, each] → r in 0..1, one half for a group's mean."""
-    rewards = right.float()
-    advantage = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, correction=0, keepdim=True) + 1e-6)
-    return 0.5 + 0.5 * (advantage / LARGEST_ADVANTAGE).clamp(-1, 1)
+        self.ahead = decay > 0
 
 
 def nft_loss(
@@ -127,18 +125,21 @@ class Reinforcement:
             pools = pooled(batch, self.autoencoder, self.device)
             yield pools, rollout(trainee, pools, self.autoencoder, batch, each, self.settings.steps, generator)
 
-    def loss(self, pools, its: Rollout, generator: torch.Generator) -> torch.Tensor:
-        """Mean over the samples of prompts of which some are right and some are wrong, each with one noise."""
-        settings, latents, grid = self.settings, its.latents, its.latents.shape[1:]
-        u = torch.rand(len(latents), generator=generator)
-        t = (3.5 * u / (1 + 2.5 * u)).clamp(min=0.02).to(self.device)
-        noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        x = latents + t.view(-1, *[1] * len(grid)) * (noise - latents)
-        velocity, *learned = guided(self.state.trainee, branches(self.state.trainee, pools, its.prompts), x, t)
+    def loss(self, pools: Pools, pairs: Rollout, generator: torch.Generator) -> torch.Tensor:
+        """Mean over right and wrong samples in turn; the two of a pair get the same noise, so that they differ in what is
+        right alone."""
+        settings, state, latents = self.settings, self.state, pairs.latents
+        t = levels(len(latents) // 2, generator).repeat_interleave(2).to(self.device)
+        noise = torch.randn(len(latents) // 2, *latents.shape[1:], generator=generator)
+        noise = noise.repeat_interleave(2, dim=0).to(self.device)
+        x = latents + t[:, None, None, None, None] * (noise - latents)
+        velocity, *learned = guided(state.trainee, branches(state.trainee, pools, pairs.prompts), x, t)
         with torch.no_grad():
-            old, *_ = guided(self.state.old, branches(self.state.old, pools, its.prompts), x, t)
-            _, *kept = guided(self.start, branches(self.start, pools, its.prompts), x, t)
-        loss = nft_loss(velocity, old, noise - latents, optimality(its.right).flatten(), settings.beta)
+            old = velocity.detach()
+            if state.ahead:
+                old, *_ = guided(state.old, branches(state.old, pools, pairs.prompts), x, t)
+            _, *kept = guided(self.start, branches(self.start, pools, pairs.prompts), x, t)
+        loss = nft_loss(velocity, old, noise - latents, pairs.right.flatten().float(), settings.beta)
         return loss + settings.pull * sum(((a - b) ** 2).mean() for a, b in zip(learned, kept))
 
     def learn(self) -> dict[str, list[float]]:
@@ -151,19 +152,28 @@ class Reinforcement:
         for pools, its in self.rollouts(state.old, prompts, settings.group, chance):
             for prompt, right in zip(its.prompts, its.right):
                 shares[prompt.kind].append(right.float().mean().item())
-            useful += [(pools, part) for part in [undecided(its, settings.group)] if part.prompts]
+            useful += [(pools, pairs) for pairs in paired(its)]
         generator = torch.Generator().manual_seed(random.Random(chance).getrandbits(62))
-        total = sum(len(its.latents) for _, its in useful)
-        state.optimizer.zero_grad(set_to_none=True)
-        for pools, its in useful:
-            for _ in range(settings.noises):
-                (self.loss(pools, its, generator) * len(its.latents) / total / settings.noises).backward()
-        if useful:
-            self.norm = torch.nn.utils.clip_grad_norm_(state.learning, 1.0).item()
-            state.optimizer.step()
+        order = torch.randperm(len(useful), generator=generator).tolist()
+        for part in range(settings.updates):
+            self.update([useful[i] for i in order[part :: settings.updates]], generator)
         state.follow(settings.decay)
         state.round += 1
         return shares
+
+    def update(self, useful: list[tuple[Pools, Rollout]], generator: torch.Generator) -> None:
+        """A step along the gradient of all these."""
+        settings, state = self.settings, self.state
+        total = sum(len(pairs.latents) for _, pairs in useful) * settings.noises
+        if not total:
+            return
+        state.optimizer.zero_grad(set_to_none=True)
+        for pools, pairs in useful:
+            for _ in range(settings.noises):
+                (self.loss(pools, pairs, generator) * len(pairs.latents) / total).backward()
+        self.norm = torch.nn.utils.clip_grad_norm_(state.learning, 1.0).item()
+        state.optimizer.step()
+        state.ahead = True
 
     def evaluate(self, trainee: Trainee) -> dict[str, float]:
         """Shares of right results by kind, of prompts that are not trained on; always the same."""
@@ -175,11 +185,26 @@ class Reinforcement:
         return shares
 
 
-def undecided(its: Rollout, each: int) -> Rollout:
-    """Of a rollout the prompts of which some samples are right and some are wrong."""
-    some = [i for i, right in enumerate(its.right) if right.any() and not right.all()]
-    latents = its.latents.unflatten(0, (-1, each))[some].flatten(0, 1)
-    return Rollout([its.prompts[i] for i in some], latents, its.right[some])
+def paired(its: Rollout) -> list[Rollout]:
+    """Of a rollout as many right samples as wrong ones, in turn, of each prompt that has both; prompts with as many
+    pairs are together."""
+    by_count = defaultdict(list)
+    latents = its.latents.unflatten(0, its.right.shape)
+    for prompt, made, right in zip(its.prompts, latents, its.right):
+        count = min(int(right.sum()), int((~right).sum()), MOST_PAIRS)
+        if count:
+            pairs = torch.stack([made[right][:count], made[~right][:count]], dim=1)
+            by_count[count].append((prompt, pairs.flatten(0, 1)))
+    return [
+        Rollout([p for p, _ in some], torch.cat([x for _, x in some]), torch.tensor([[True, False] * count] * len(some)))
+        for count, some in by_count.items()
+    ]
+
+
+def levels(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels spread as the sampler's steps are."""
+    shift, t = LanceConfig.sampling_settings["shift"], torch.rand(count, generator=generator)
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def told(shares: dict[str, float]) -> str:
@@ -194,7 +219,7 @@ def reinforce(packed: Path, out: Path, settings: Settings, report: Callable[[str
     state, file, result = its.state, out / "reinforce.pt", out / "reinforced.safetensors"
     if file.exists():
         state.load(file)
-    if settings.evaluate_every:
+    if settings.evaluate_every and not state.round:
         report(f"held out, at first: {told(its.evaluate(its.start))}")
     while state.round < settings.rounds:
         shares = its.learn()
