@@ -3,20 +3,20 @@ wrong ones to right ones."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import comfy.model_management
-import nodes
 import pytest
 import torch
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.training import judge, reinforce, rollout, world
 from safetensors.torch import load_file
 
+import nodes
+
 CPU = torch.device("cpu")
-FEW = reinforce.Settings(
-    prompts=2, group=6, steps=3, noises=1, kinds=("single object", "image edit"), evaluate_every=0
-)
+FEW = reinforce.Settings(prompts=2, group=6, steps=3, noises=1, kinds=("single object", "image edit"), evaluate_every=0)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_prompt_is_judged_by_its_own_rule():
         prompt, other = rollout.Prompt(kind, "one"), rollout.Prompt(kind, "one")
         assert prompt.sample == other.sample and prompt.source == other.source
         assert not prompt.right(torch.zeros(world.FRAMES, world.SIDE, world.SIDE, 3).byte().numpy())
-    scene = world.a_scene(rollout.random.Random("one"))
+    scene = world.a_scene(random.Random("one"))
     assert rollout.Prompt("text to image", "one").sample.prompt == world.describe(scene)
     assert rollout.Prompt("text to image", "one").right(judge.image(scene).mul(255).byte().numpy())
 
@@ -87,7 +87,6 @@ def test_pairs_are_a_right_and_a_wrong_sample_of_one_prompt():
     one, two = reinforce.paired(made)
     assert (one.prompts, two.prompts) == (["a"], ["c"])
     assert one.latents.flatten().tolist() == [0, 2] and two.latents.flatten().tolist() == [8, 9, 11, 10]
-    assert two.right.tolist() == [[True, False, True, False]]
 
 
 @pytest.mark.slow

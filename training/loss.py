@@ -89,8 +89,8 @@ class Tokens:
 
 @dataclass
 class Branch:
-    """What targets are made from: keys and values of their context, the `brackets` [B, 2, hidden] around them, and where
-    both they and the target's latents stand."""
+    """What targets are made from: keys and values of their context, the `brackets` [B, 2, hidden] around them, and
+    where those and the latents stand."""
 
     known: list
     brackets: torch.Tensor

@@ -18,11 +18,10 @@ import copy
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import comfy.model_management
-import comfy.utils
 import torch
 from safetensors import safe_open
 
@@ -36,7 +35,8 @@ from .packed import pack, read_autoencoder, read_trainee
 from .report import Report
 from .rollout import KINDS, Prompt, Rollout, branches, guided, in_batches, pooled, rollout
 
-ROWS = 384  # of latents that go through the model at once
+ROWS = 256  # of latents that go through the model at once
+LEAST = 0.03  # of a kind's weight in the prompts, which is at most a quarter more
 MOST_PAIRS = 4  # of a group
 GENERATING = ("_moe_gen", "time_embedder", "vae2llm", "llm2vae")  # in names of what learns
 
@@ -59,12 +59,21 @@ class Settings:
     evaluation_prompts: int = 64  # of each kind
 
 
+@dataclass
+class Pairs:
+    """Latents [2 · pairs, 48, t, h, w] of prompts with as many pairs each: a right sample and a wrong one in turn."""
+
+    prompts: list[Prompt]
+    latents: torch.Tensor
+
+
 class State:
     """All that reinforcement changes."""
 
     def __init__(self, trainee: Trainee, rate: float):
         self.trainee, self.old, self.round = trainee, copy.deepcopy(trainee).requires_grad_(False), 0
         self.ahead = False  # whether the trained one differs from the old one
+        self.shares: dict[str, float] = {}  # of right samples, by kind
         for name, weight in trainee.named_parameters():
             weight.requires_grad_(any(part in name for part in GENERATING))
         self.learning = [weight for weight in trainee.parameters() if weight.requires_grad]
@@ -72,14 +81,13 @@ class State:
 
     def load(self, file: Path) -> None:
         saved = torch.load(file, weights_only=True)
-        self.trainee.load_state_dict(saved["model"])
-        self.old.load_state_dict(saved["old"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.round, self.ahead = saved["round"], saved["ahead"]
+        for name in ("trainee", "old", "optimizer"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.round, self.ahead, self.shares = saved["round"], saved["ahead"], saved["shares"]
 
     def save(self, file: Path) -> None:
-        saved = {"model": self.trainee.state_dict(), "old": self.old.state_dict()}
-        saved |= {"optimizer": self.optimizer.state_dict(), "round": self.round, "ahead": self.ahead}
+        saved = {name: getattr(self, name) for name in ("round", "ahead", "shares")}
+        saved |= {name: getattr(self, name).state_dict() for name in ("trainee", "old", "optimizer")}
         torch.save(saved, file.with_suffix(".partial"))
         file.with_suffix(".partial").replace(file)
 
@@ -125,10 +133,11 @@ class Reinforcement:
             pools = pooled(batch, self.autoencoder, self.device)
             yield pools, rollout(trainee, pools, self.autoencoder, batch, each, self.settings.steps, generator)
 
-    def loss(self, pools: Pools, pairs: Rollout, generator: torch.Generator) -> torch.Tensor:
-        """Mean over right and wrong samples in turn; the two of a pair get the same noise, so that they differ in what is
-        right alone."""
-        settings, state, latents = self.settings, self.state, pairs.latents
+    def loss(self, pools: Pools, pairs: Pairs, noises: int, generator: torch.Generator) -> torch.Tensor:
+        """Mean over right and wrong samples in turn, with several noises each. The two of a pair get the same, so that
+        they differ in what is right alone."""
+        settings, state = self.settings, self.state
+        latents = pairs.latents.unflatten(0, (-1, 2)).repeat_interleave(noises, dim=0).flatten(0, 1)
         t = levels(len(latents) // 2, generator).repeat_interleave(2).to(self.device)
         noise = torch.randn(len(latents) // 2, *latents.shape[1:], generator=generator)
         noise = noise.repeat_interleave(2, dim=0).to(self.device)
@@ -139,17 +148,23 @@ class Reinforcement:
             if state.ahead:
                 old, *_ = guided(state.old, branches(state.old, pools, pairs.prompts), x, t)
             _, *kept = guided(self.start, branches(self.start, pools, pairs.prompts), x, t)
-        loss = nft_loss(velocity, old, noise - latents, pairs.right.flatten().float(), settings.beta)
+        r = torch.tensor([1.0, 0.0], device=self.device).repeat(len(latents) // 2)
+        loss = nft_loss(velocity, old, noise - latents, r, settings.beta)
         return loss + settings.pull * sum(((a - b) ** 2).mean() for a, b in zip(learned, kept))
 
-    def learn(self) -> dict[str, list[float]]:
-        """A round: the shares of right samples by kind, of each prompt."""
+    def prompts(self, chance: str) -> list[Prompt]:
+        """Of a round: most of the kinds that are as often right as wrong, some of each."""
+        known = (self.state.shares.get(kind, 0.5) for kind in self.kinds)
+        weights = [share * (1 - share) + LEAST for share in known]
+        kinds = random.Random(chance).choices(self.kinds, weights, k=self.settings.prompts)
+        return [Prompt(kind, f"{chance} {i}") for i, kind in enumerate(kinds)]
+
+    def learn(self) -> dict[str, float]:
+        """A round: the shares of right samples by kind."""
         settings, state = self.settings, self.state
         chance = f"reinforce {settings.seed} {state.round}"
-        kinds = [self.kinds[i % len(self.kinds)] for i in range(settings.prompts)]
-        prompts = [Prompt(kind, f"{chance} {i}") for i, kind in enumerate(kinds)]
         shares, useful = defaultdict(list), []
-        for pools, its in self.rollouts(state.old, prompts, settings.group, chance):
+        for pools, its in self.rollouts(state.old, self.prompts(chance), settings.group, chance):
             for prompt, right in zip(its.prompts, its.right):
                 shares[prompt.kind].append(right.float().mean().item())
             useful += [(pools, pairs) for pairs in paired(its)]
@@ -159,21 +174,30 @@ class Reinforcement:
             self.update([useful[i] for i in order[part :: settings.updates]], generator)
         state.follow(settings.decay)
         state.round += 1
+        shares = {kind: sum(shares[kind]) / len(shares[kind]) for kind in self.kinds if shares[kind]}
+        for kind, share in shares.items():
+            state.shares[kind] = (state.shares.get(kind, share) + share) / 2
         return shares
 
-    def update(self, useful: list[tuple[Pools, Rollout]], generator: torch.Generator) -> None:
+    def update(self, useful: list[tuple[Pools, Pairs]], generator: torch.Generator) -> None:
         """A step along the gradient of all these."""
         settings, state = self.settings, self.state
-        total = sum(len(pairs.latents) for _, pairs in useful) * settings.noises
-        if not total:
+        if not useful:
             return
+        total = sum(len(pairs.latents) for _, pairs in useful) * settings.noises
         state.optimizer.zero_grad(set_to_none=True)
         for pools, pairs in useful:
-            for _ in range(settings.noises):
-                (self.loss(pools, pairs, generator) * len(pairs.latents) / total).backward()
-        self.norm = torch.nn.utils.clip_grad_norm_(state.learning, 1.0).item()
+            most = max(1, ROWS // len(pairs.latents))
+            for done in range(0, settings.noises, most):
+                noises = min(most, settings.noises - done)
+                loss = self.loss(pools, pairs, noises, generator)
+                (loss * noises * len(pairs.latents) / total).backward()
+        torch.nn.utils.clip_grad_norm_(state.learning, 1.0)
         state.optimizer.step()
         state.ahead = True
+
+    def pack(self, file: Path) -> None:
+        pack(file, dict(self.state.old.named_parameters()), self.autoencoder.fold(), self.rows)
 
     def evaluate(self, trainee: Trainee) -> dict[str, float]:
         """Shares of right results by kind, of prompts that are not trained on; always the same."""
@@ -185,7 +209,7 @@ class Reinforcement:
         return shares
 
 
-def paired(its: Rollout) -> list[Rollout]:
+def paired(its: Rollout) -> list[Pairs]:
     """Of a rollout as many right samples as wrong ones, in turn, of each prompt that has both; prompts with as many
     pairs are together."""
     by_count = defaultdict(list)
@@ -195,10 +219,7 @@ def paired(its: Rollout) -> list[Rollout]:
         if count:
             pairs = torch.stack([made[right][:count], made[~right][:count]], dim=1)
             by_count[count].append((prompt, pairs.flatten(0, 1)))
-    return [
-        Rollout([p for p, _ in some], torch.cat([x for _, x in some]), torch.tensor([[True, False] * count] * len(some)))
-        for count, some in by_count.items()
-    ]
+    return [Pairs([prompt for prompt, _ in some], torch.cat([made for _, made in some])) for some in by_count.values()]
 
 
 def levels(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -214,18 +235,36 @@ def told(shares: dict[str, float]) -> str:
 def reinforce(packed: Path, out: Path, settings: Settings, report: Callable[[str], None]) -> Path:
     """Trains a packed model further; the result is `out`/reinforced.safetensors. Stopped, it goes on where it was."""
     comfy.model_management.in_training = True
-    comfy.utils.PROGRESS_BAR_ENABLED = False
+    out.mkdir(parents=True, exist_ok=True)
     its = Reinforcement(packed, settings, torch.device("cpu"))
     state, file, result = its.state, out / "reinforce.pt", out / "reinforced.safetensors"
     if file.exists():
         state.load(file)
-    if settings.evaluate_every and not state.round:
+    elif settings.evaluate_every:
         report(f"held out, at first: {told(its.evaluate(its.start))}")
     while state.round < settings.rounds:
         shares = its.learn()
-        report(f"{state.round}/{settings.rounds}: {told({k: sum(s) / len(s) for k, s in shares.items()})}, {its.norm:.3f}")
+        report(f"round {state.round}/{settings.rounds}: {told(shares)}")
         state.save(file)
-        if settings.evaluate_every and state.round % settings.evaluate_every == 0:
+        if settings.evaluate_every and (state.round % settings.evaluate_every == 0 or state.round == settings.rounds):
             report(f"held out, after {state.round} rounds: {told(its.evaluate(state.old))}")
-    pack(result, dict(state.old.named_parameters()), its.autoencoder.fold(), its.rows)
+            its.pack(result)
+    its.pack(result)
     return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Reinforce a packed demonstration model.")
+    parser.add_argument("--packed", type=Path, default=nano.PACKED, help="the model to begin with")
+    parser.add_argument("--out", type=Path, default=Path("nano_training"), help="folder for its state and the result")
+    for setting in fields(Settings):
+        if setting.name != "kinds":
+            name, default = setting.name.replace("_", "-"), setting.default
+            parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what prompts ask for")
+    given = vars(parser.parse_args())
+    reinforce(given.pop("packed"), given.pop("out"), Settings(**given), Report())
+
+
+if __name__ == "__main__":
+    main()
