@@ -47,8 +47,9 @@ class Settings:
     prompts: int = 48  # a round
     group: int = 12  # samples of a prompt
     steps: int = 6  # of the sampler
-    noises: int = 6  # put on each sample
-    updates: int = 2  # a round
+    passes: int = 4  # over a round's samples
+    updates: int = 2  # a pass
+    noises: int = 3  # put on each sample in a pass
     rate: float = 1e-4
     beta: float = 1.0
     pull: float = 0.1
@@ -169,9 +170,10 @@ class Reinforcement:
                 shares[prompt.kind].append(right.float().mean().item())
             useful += [(pools, pairs) for pairs in paired(its)]
         generator = torch.Generator().manual_seed(random.Random(chance).getrandbits(62))
-        order = torch.randperm(len(useful), generator=generator).tolist()
-        for part in range(settings.updates):
-            self.update([useful[i] for i in order[part :: settings.updates]], generator)
+        for _ in range(settings.passes):
+            order = torch.randperm(len(useful), generator=generator).tolist()
+            for part in range(settings.updates):
+                self.update([useful[i] for i in order[part :: settings.updates]], generator)
         state.follow(settings.decay)
         state.round += 1
         shares = {kind: sum(shares[kind]) / len(shares[kind]) for kind in self.kinds if shares[kind]}
