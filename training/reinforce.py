@@ -43,14 +43,14 @@ GENERATING = ("_moe_gen", "time_embedder", "vae2llm", "llm2vae")  # in names of 
 
 @dataclass
 class Settings:
-    rounds: int = 100
-    prompts: int = 48  # a round
+    rounds: int = 30
+    prompts: int = 64  # a round
     group: int = 12  # samples of a prompt
     steps: int = 6  # of the sampler
     passes: int = 4  # over a round's samples
     updates: int = 2  # a pass
     noises: int = 3  # put on each sample in a pass
-    rate: float = 1e-4
+    rate: float = 3e-4
     beta: float = 1.0
     pull: float = 0.1
     decay: float = 0.0  # of the old policy towards the trained one, after each round
