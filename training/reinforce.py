@@ -102,7 +102,8 @@ class State:
 def nft_loss(
     velocity: torch.Tensor, old: torch.Tensor, wanted: torch.Tensor, r: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """Of velocities [B, ...] and optimality [B]; equation 5 of the paper, over β."""
+    """Of velocities [B, ...] and optimality [B], over β: the loss of the paper, in which `old` is fixed."""
+    old = old.detach()
     positive = (1 - beta) * old + beta * velocity
     negative = (1 + beta) * old - beta * velocity
     errors = [((v - wanted) ** 2).flatten(1).mean(1) for v in (positive, negative)]
@@ -145,7 +146,7 @@ class Reinforcement:
         x = latents + t[:, None, None, None, None] * (noise - latents)
         velocity, *learned = guided(state.trainee, branches(state.trainee, pools, pairs.prompts), x, t)
         with torch.no_grad():
-            old = velocity.detach()
+            old = velocity
             if state.ahead:
                 old, *_ = guided(state.old, branches(state.old, pools, pairs.prompts), x, t)
             _, *kept = guided(self.start, branches(self.start, pools, pairs.prompts), x, t)
