@@ -70,12 +70,11 @@ def test_equal_rewards_ask_for_the_old_policy():
 
 
 def test_rewards_lead_from_wrong_to_right():
-    old, right, wrong = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    """Also where the old policy is the trained one itself, as at the start of a round."""
+    right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     velocity = torch.zeros(1, 2, requires_grad=True)
-    loss = reinforce.nft_loss(
-        velocity.expand(2, -1), old.expand(2, -1), torch.cat([right, wrong]), torch.tensor([1.0, 0.0]), 1.0
-    )
-    loss.backward()
+    both, wanted, r = velocity.expand(2, -1), torch.cat([right, wrong]), torch.tensor([1.0, 0.0])
+    reinforce.nft_loss(both, both, wanted, r, 1.0).backward()
     step = -velocity.grad[0]
     assert step[0] > 0 > step[1] and torch.isclose(step[0], -step[1])
 

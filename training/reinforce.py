@@ -43,13 +43,14 @@ GENERATING = ("_moe_gen", "time_embedder", "vae2llm", "llm2vae")  # in names of 
 
 @dataclass
 class Settings:
-    rounds: int = 100
-    prompts: int = 48  # a round
+    rounds: int = 30
+    prompts: int = 64  # a round
     group: int = 12  # samples of a prompt
     steps: int = 6  # of the sampler
-    noises: int = 6  # put on each sample
-    updates: int = 2  # a round
-    rate: float = 1e-4
+    passes: int = 4  # over a round's samples
+    updates: int = 2  # a pass
+    noises: int = 3  # put on each sample in a pass
+    rate: float = 3e-4
     beta: float = 1.0
     pull: float = 0.1
     decay: float = 0.0  # of the old policy towards the trained one, after each round
@@ -101,7 +102,8 @@ class State:
 def nft_loss(
     velocity: torch.Tensor, old: torch.Tensor, wanted: torch.Tensor, r: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """Of velocities [B, ...] and optimality [B]; equation 5 of the paper, over β."""
+    """Of velocities [B, ...] and optimality [B], over β: the loss of the paper, in which `old` is fixed."""
+    old = old.detach()
     positive = (1 - beta) * old + beta * velocity
     negative = (1 + beta) * old - beta * velocity
     errors = [((v - wanted) ** 2).flatten(1).mean(1) for v in (positive, negative)]
@@ -144,7 +146,7 @@ class Reinforcement:
         x = latents + t[:, None, None, None, None] * (noise - latents)
         velocity, *learned = guided(state.trainee, branches(state.trainee, pools, pairs.prompts), x, t)
         with torch.no_grad():
-            old = velocity.detach()
+            old = velocity
             if state.ahead:
                 old, *_ = guided(state.old, branches(state.old, pools, pairs.prompts), x, t)
             _, *kept = guided(self.start, branches(self.start, pools, pairs.prompts), x, t)
@@ -169,9 +171,10 @@ class Reinforcement:
                 shares[prompt.kind].append(right.float().mean().item())
             useful += [(pools, pairs) for pairs in paired(its)]
         generator = torch.Generator().manual_seed(random.Random(chance).getrandbits(62))
-        order = torch.randperm(len(useful), generator=generator).tolist()
-        for part in range(settings.updates):
-            self.update([useful[i] for i in order[part :: settings.updates]], generator)
+        for _ in range(settings.passes):
+            order = torch.randperm(len(useful), generator=generator).tolist()
+            for part in range(settings.updates):
+                self.update([useful[i] for i in order[part :: settings.updates]], generator)
         state.follow(settings.decay)
         state.round += 1
         shares = {kind: sum(shares[kind]) / len(shares[kind]) for kind in self.kinds if shares[kind]}
