@@ -73,8 +73,16 @@ def parity_folder() -> Path:
     return Path(os.environ.get("LANCE_PARITY_CASES", REPOSITORY / "tests" / "parity"))
 
 
+@pytest.fixture(scope="module")
+def held(tiny):
+    """The tiny checkpoint in use, as by another workflow: what is loaded of it again shares its weights."""
+    from comfyui_lance.lance_model import loading
+
+    return loading.load(tiny / "Lance_3B" / "model.safetensors")
+
+
 @pytest.fixture()
-def lance(tiny):
+def lance(held, tiny):
     """(MODEL, CLIP, VAE) of the tiny checkpoint."""
     from comfyui_lance.lance_model import loading
 
