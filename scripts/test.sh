@@ -5,6 +5,7 @@ set -euo pipefail
 source "$(dirname "$0")/../dev/host/host.sh"
 cd "$repository"
 find_test_tools
+unset PYTHONDONTWRITEBYTECODE # else each of some thirty processes compiles again what it imports
 
 quick=
 for argument; do
