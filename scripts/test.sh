@@ -5,6 +5,7 @@ set -euo pipefail
 source "$(dirname "$0")/../dev/host/host.sh"
 cd "$repository"
 find_test_tools
+unset PYTHONDONTWRITEBYTECODE # else each of some thirty processes compiles again what it imports
 
 quick=
 for argument; do
@@ -22,7 +23,7 @@ if [ $# = 0 ] || [ -n "$quick" ]; then
     "$LANCE_PYTHON" -m ruff check .
     "$LANCE_PYTHON" -m ruff format --check --quiet . || fail "Run \`ruff format\` first."
     [ -z "$quick" ] || set -- -m "not (slow or server or browser)" "$@"
-    # Models this small use one core. The order of the files is conftest.py's.
-    set -- -n 2 --dist loadfile --no-loadscope-reorder "$@"
+    # Models this small use one core. Which tests go together, and in which order, is conftest.py's.
+    set -- -n 2 --dist loadgroup --no-loadscope-reorder "$@"
 fi
 exec "$LANCE_PYTHON" -m pytest "$@"

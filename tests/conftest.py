@@ -23,20 +23,33 @@ def is_quick(item: pytest.Item) -> bool:
     return not any(item.get_closest_marker(mark) for mark in ("slow", "server", "browser"))
 
 
+SERVERS = ("lance_server", "server")  # fixtures, of which a test that names `server` may mean the other
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses the server. Whole files, as one process runs them: first the quick ones, so that a failure shows
-    early, then the slow ones, so that none is begun last; of either the larger ones first."""
+    """Marks what uses the server. Whole groups, as one process runs them: a file, or all files that share a server, or
+    what says that it is a group. First the quick ones, the larger before the smaller, so that a failure shows early;
+    then the servers', which wait most; then the slow ones, a few long tests before many short ones, so that all end
+    together.
+    """
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
-        if {"server", "lance_server"} & set(item.fixturenames):
+        if set(SERVERS) & set(item.fixturenames):
             item.add_marker("server")
         files.setdefault(item.path, []).append(item)
+    groups: dict[str, list[pytest.Item]] = {}
+    for path, file in files.items():
+        used = [server for server in SERVERS if any(server in item.fixturenames for item in file)]
+        for item in file:
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group((*used, path.stem)[0]))
+            groups.setdefault(item.get_closest_marker("xdist_group").args[0], []).append(item)
 
-    def rank(file: list[pytest.Item]) -> tuple[bool, bool, int]:
-        slow = any(item.get_closest_marker("slow") for item in file)
-        return not all(map(is_quick, file)), not slow, -len(file)
+    def rank(group: str) -> tuple[bool, bool, int]:
+        quick, count = all(map(is_quick, groups[group])), len(files[groups[group][0].path])
+        return not quick, group not in SERVERS, -count if quick else count
 
-    items[:] = [item for file in sorted(files.values(), key=rank) for item in file]
+    items[:] = [item for group in sorted(groups, key=rank) for item in groups[group]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,8 +86,16 @@ def parity_folder() -> Path:
     return Path(os.environ.get("LANCE_PARITY_CASES", REPOSITORY / "tests" / "parity"))
 
 
+@pytest.fixture(scope="module")
+def held(tiny):
+    """The tiny checkpoint in use, as by another workflow: what is loaded of it again shares its weights."""
+    from comfyui_lance.lance_model import loading
+
+    return loading.load(tiny / "Lance_3B" / "model.safetensors")
+
+
 @pytest.fixture()
-def lance(tiny):
+def lance(held, tiny):
     """(MODEL, CLIP, VAE) of the tiny checkpoint."""
     from comfyui_lance.lance_model import loading
 

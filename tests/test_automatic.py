@@ -14,6 +14,8 @@ from comfyui_lance.nodes.reference import LanceEncodeReferences
 from comfyui_lance.nodes.resolution import DEMONSTRATION, chosen_resolution
 from support.pictures import picture
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 PICTURE, CLIP = AUTOMATIC
 
 

@@ -14,6 +14,8 @@ from support.answers import node
 from support.pictures import picture
 from support.sampling import lora_patches
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 ANSWERS = ["A red circle on a white background.", "A red square.", "No"]
 FIT = {"image_resolution": KEEP, "video_resolution": KEEP}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import time
 import urllib.error
 import urllib.parse
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from comfyui_lance.dev.host import workflows
-from comfyui_lance.dev.host.server import ComfyServer
 from comfyui_lance.dev.host.watching import Run, watch
 from PIL import Image
 from safetensors.torch import save_file
@@ -201,19 +201,19 @@ def test_interrupt_leaves_nothing_behind(server):
     assert np.abs(saved_frames(server, run)[0][0].astype(int) - before).max() <= 2
 
 
-def test_the_workflows_pictures_are_in_comfyuis_input(server):
+def test_the_workflows_pictures_are_in_comfyuis_input(server, tmp_path):
     """Those of a workflow that was opened are there without help, and a user's own picture of that name stays."""
     from comfyui_lance.nodes import samples
 
     given = [path.relative_to(samples.SAMPLES) for path in samples.SAMPLES.rglob("*.*")]
     assert len(given) >= 9
-    with ComfyServer() as fresh:
-        assert all((fresh.base / "input" / path).is_file() for path in given)
-        (fresh.base / "input" / given[0]).write_bytes(b"mine")
-        (fresh.base / "input" / given[1]).unlink()
-        samples.provide(fresh.base / "input")
-        assert (fresh.base / "input" / given[0]).read_bytes() == b"mine"
-        assert (fresh.base / "input" / given[1]).is_file()
+    assert all((server.base / "input" / path).is_file() for path in given)
+    folder = shutil.copytree(server.base / "input", tmp_path / "input")
+    (folder / given[0]).write_bytes(b"mine")
+    (folder / given[1]).unlink()
+    samples.provide(folder)
+    assert (folder / given[0]).read_bytes() == b"mine"
+    assert (folder / given[1]).is_file()
 
 
 @pytest.mark.parametrize(

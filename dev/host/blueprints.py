@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page
 
+from .browser import settled
 from .server import ComfyServer
 
 EMPTY = "() => { app.graph.clear(); app.canvas.ds.reset() }"
@@ -30,11 +31,19 @@ CONNECT = """([picture, clip]) => {
     node.connect(0, add(keeper, node.size[0] + 100, 0), 0)
 }"""
 
+# Until the page has heard of the end.
+RUN = """async () => {
+    const ends = ['execution_success', 'execution_error']
+    const heard = Promise.race(ends.map((end) => new Promise((done) => app.api.addEventListener(end, done))))
+    await app.queuePrompt(0, 1)
+    await heard
+}"""
+
 
 def drop(page: Page, title: str) -> None:
     """The blueprint alone in an empty graph, as the page's search puts it there."""
-    page.evaluate(EMPTY)
-    page.wait_for_timeout(500)
+    with settled(page):
+        page.evaluate(EMPTY)
     search = page.get_by_role("combobox", name="Add a node")
     while not search.is_visible():
         page.mouse.dblclick(700, 500)
@@ -49,11 +58,11 @@ def drop(page: Page, title: str) -> None:
 
 def run(page: Page, server: ComfyServer, picture: str, clip: str = "lance_moving.mp4") -> dict:
     """The finished run's entry in ComfyUI's history."""
-    page.evaluate(CONNECT, [picture, clip])
-    page.wait_for_timeout(500)
+    with settled(page):
+        page.evaluate(CONNECT, [picture, clip])
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
     entry = server.wait(server.queue(prompt))
-    page.evaluate("app.queuePrompt(0, 1)")  # once more by the page, which shows the results
-    server.wait_until_idle()
-    page.wait_for_timeout(1000)
+    with settled(page):
+        page.evaluate(RUN)  # once more by the page, which shows the results
+        server.wait_until_idle()
     return entry
