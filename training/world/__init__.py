@@ -1,6 +1,6 @@
 """A world of coloured shapes with exact ground truth: pictures, clips, edits, and plain English that describes them.
 
-The demonstration model learns it and is judged by it; `hard` is what it has not learned yet.
+The demonstration model learns it and is judged by it; `hard` is what is hard in it.
 """
 
 from . import hard

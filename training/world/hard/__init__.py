@@ -1,7 +1,4 @@
-"""What is hard in the world: more things, relations, counts, letters, two changes and two motions at once.
-
-The demonstration model that comes with the plugin has not been trained on it.
-"""
+"""What is hard in the world: more things, relations, counts, letters, two changes and two motions at once."""
 
 from .clips import Movers, two_movers
 from .edits import edited, two_steps
