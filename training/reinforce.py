@@ -239,7 +239,7 @@ def reinforce(packed: Path, out: Path, settings: Settings, report: Callable[[str
     """Trains a packed model further; the result is `out`/reinforced.safetensors. Stopped, it goes on where it was."""
     comfy.model_management.in_training = True
     out.mkdir(parents=True, exist_ok=True)
-    its = Reinforcement(packed, settings, torch.device("cpu"))
+    its = Reinforcement(packed, settings, comfy.model_management.get_torch_device())
     state, file, result = its.state, out / "reinforce.pt", out / "reinforced.safetensors"
     if file.exists():
         state.load(file)

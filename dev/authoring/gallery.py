@@ -183,18 +183,32 @@ def overview(gallery: Gallery) -> Image.Image:
         "a yellow star at the top on a gray background",
         "three small orange hearts on a green background",
     ]
-    edits = [make(rng) for make in world.EDITS[:3] + world.EDITS[4:]]
+    edits = [make(rng) for make in (*world.EDITS[:3], world.hard.two_steps)]
     singles = [world.single(rng) for _ in range(3)]
     wishes = [
         "in the middle on a pink background",
         "at the top on a green background",
         "on the right on a gray background",
     ]
-    moving = ("a green heart moves up on a pink background", "a blue square grows on a green background")
+    hard = [
+        "five small cyan stars on a black background",
+        "a yellow heart inside a purple circle on a green background",
+        "a red circle at the top left, a green star at the top right, a blue heart at the bottom left and an orange "
+        "cross at the bottom right on a white background",
+        "the word S U N in blue on a green background",
+    ]
+    moving = (
+        "a green heart moves up on a pink background",
+        "a blue square grows and a red star moves down on a green background",
+    )
     scenes = [world.a_scene(rng) for _ in range(6)]
     return sheet(
         [
             ("Text to picture", [([judge.made(prompt, 5)[0]], prompt) for prompt in prompts]),
+            (
+                "More at once: counts, relations, places, words",
+                [([judge.made(prompt, 5)[0]], prompt) for prompt in hard],
+            ),
             (
                 "Edits: before and after",
                 [([pixels(e.source), gallery.edited(e.source, e.instruction)], e.instruction) for e in edits],
