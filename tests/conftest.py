@@ -23,20 +23,51 @@ def is_quick(item: pytest.Item) -> bool:
     return not any(item.get_closest_marker(mark) for mark in ("slow", "server", "browser"))
 
 
+# What one process runs together, as it shares a server, which takes long to start.
+TOGETHER = {
+    "server": "server browser apps blueprints documentation demo training limits readme interface notes".split(),
+    "lance_server": "ray pipelines paper".split(),
+}
+# Other files of half a minute and more. What is begun last should be short.
+LONG = "stock_nodes nano devices honest_use number_formats as_opened convert_memory samplers endurance".split()
+
+
+def group_of(file: str | Path) -> str:
+    name = Path(file).stem.removeprefix("test_")
+    return next((group for group, names in TOGETHER.items() if name in names), name)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses the server. Whole files, as one process runs them: first the quick ones, so that a failure shows
-    early, then the slow ones, so that none is begun last; of either the larger ones first."""
+    """Marks what uses the server. First the files that are quick, so that a failure shows early, the larger ones first;
+    then the others, the longest first."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
-        if {"server", "lance_server"} & set(item.fixturenames):
+        used = [server for server in ("lance_server", "server") if server in item.fixturenames]
+        if used:
             item.add_marker("server")
+            assert group_of(item.path) == used[0], f"{item.path.name} belongs into TOGETHER"
         files.setdefault(item.path, []).append(item)
+    order = [*TOGETHER, *LONG]
 
-    def rank(file: list[pytest.Item]) -> tuple[bool, bool, int]:
-        slow = any(item.get_closest_marker("slow") for item in file)
-        return not all(map(is_quick, file)), not slow, -len(file)
+    def rank(path: Path) -> tuple[bool, int, int]:
+        group = group_of(path)
+        if group in order:
+            return True, order.index(group), -len(files[path])
+        return not all(map(is_quick, files[path])), len(order), -len(files[path])
 
-    items[:] = [item for file in sorted(files.values(), key=rank) for item in file]
+    items[:] = [item for path in sorted(files, key=rank) for item in files[path]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Whole files as `--dist loadfile`, and those of TOGETHER in one process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
