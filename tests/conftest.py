@@ -23,33 +23,51 @@ def is_quick(item: pytest.Item) -> bool:
     return not any(item.get_closest_marker(mark) for mark in ("slow", "server", "browser"))
 
 
-SERVERS = ("lance_server", "server")  # fixtures, of which a test that names `server` may mean the other
+# What one process runs together, as it shares a server, which takes long to start.
+TOGETHER = {
+    "server": "server browser apps blueprints documentation demo training limits readme interface notes".split(),
+    "lance_server": "ray pipelines paper".split(),
+}
+# Other files of half a minute and more. What is begun last should be short.
+LONG = "stock_nodes nano devices honest_use number_formats as_opened convert_memory samplers endurance".split()
+
+
+def group_of(file: str | Path) -> str:
+    name = Path(file).stem.removeprefix("test_")
+    return next((group for group, names in TOGETHER.items() if name in names), name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses the server. Whole groups, as one process runs them: a file, or all files that share a server, or
-    what says that it is a group. First the quick ones, the larger before the smaller, so that a failure shows early;
-    then the servers', which wait most; then the slow ones, a few long tests before many short ones, so that all end
-    together.
-    """
+    """Marks what uses the server. First the files that are quick, so that a failure shows early, the larger ones first;
+    then the others, the longest first."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
-        if set(SERVERS) & set(item.fixturenames):
+        used = [server for server in ("lance_server", "server") if server in item.fixturenames]
+        if used:
             item.add_marker("server")
+            assert group_of(item.path) == used[0], f"{item.path.name} belongs into TOGETHER"
         files.setdefault(item.path, []).append(item)
-    groups: dict[str, list[pytest.Item]] = {}
-    for path, file in files.items():
-        used = [server for server in SERVERS if any(server in item.fixturenames for item in file)]
-        for item in file:
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group((*used, path.stem)[0]))
-            groups.setdefault(item.get_closest_marker("xdist_group").args[0], []).append(item)
+    order = [*TOGETHER, *LONG]
 
-    def rank(group: str) -> tuple[bool, bool, int]:
-        quick, count = all(map(is_quick, groups[group])), len(files[groups[group][0].path])
-        return not quick, group not in SERVERS, -count if quick else count
+    def rank(path: Path) -> tuple[bool, int, int]:
+        group = group_of(path)
+        if group in order:
+            return True, order.index(group), -len(files[path])
+        return not all(map(is_quick, files[path])), len(order), -len(files[path])
 
-    items[:] = [item for group in sorted(groups, key=rank) for item in groups[group]]
+    items[:] = [item for path in sorted(files, key=rank) for item in files[path]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Whole files as `--dist loadfile`, and those of TOGETHER in one process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
