@@ -344,9 +344,9 @@ def bucketed(samples: list[Sample], tokenizer: LanceTokenizer) -> dict[str, dict
     return buckets
 
 
-def draw_batch(rng: random.Random, pools: Pools, task: str) -> list[Sample]:
+def draw_batch(rng: random.Random, pools: Pools, task: str, largest: int = LARGEST_BATCH) -> list[Sample]:
     """Samples of one task, alike in shape."""
     buckets = pools.buckets[task]
     keys = list(buckets)
     key = rng.choices(keys, [len(buckets[k]) for k in keys])[0]
-    return rng.choices(buckets[key], k=BATCH.get(task, LARGEST_BATCH))
+    return rng.choices(buckets[key], k=min(largest, BATCH.get(task, LARGEST_BATCH)))

@@ -10,6 +10,7 @@ import torch
 from ..lance_model import media, nano, tasks
 from ..lance_model.config import TransformerConfig, VisionConfig
 from ..lance_model.language import LanceLanguage, LanceTokenizer, Request
+from ..lance_model.layer import GEN
 from ..lance_model.sequence import Label
 from ..lance_model.transformer import LanceTransformer
 from .data import Sample
@@ -19,22 +20,38 @@ VISION = VisionConfig(hidden=96, layers=3, inner=192, out_hidden=160, heads=3, f
 
 
 class Trainee(torch.nn.Module):
-    """`rows` are the vocabulary's that it has."""
+    """`rows` are the vocabulary's that it has. With `one_expert` the modules of the understanding expert are also those
+    of the generation expert."""
 
-    def __init__(self, rows: list[int], tokenizer: LanceTokenizer):
+    def __init__(
+        self,
+        rows: list[int],
+        tokenizer: LanceTokenizer,
+        transformer: TransformerConfig = TRANSFORMER,
+        one_expert: bool = False,
+    ):
         super().__init__()
         operations = comfy.ops.disable_weight_init
-        self.transformer = LanceTransformer(**vars(TRANSFORMER), dtype=torch.float32, operations=operations)
+        self.transformer = LanceTransformer(**vars(transformer), dtype=torch.float32, operations=operations)
         self.language = LanceLanguage(
-            TRANSFORMER.hidden, len(rows), VISION, tokenizer, dtype=torch.float32, operations=operations
+            transformer.hidden, len(rows), VISION, tokenizer, dtype=torch.float32, operations=operations
         )
         self.register_buffer("rows", torch.full((nano.VOCABULARY,), -1), persistent=False)
         self.rows[rows] = torch.arange(len(rows))
         for name, weight in self.named_parameters():
             initialize(name, weight)
+        if one_expert:
+            tie_experts(self.transformer)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.language.embed_tokens(self.rows[ids])
+
+
+def tie_experts(transformer: LanceTransformer) -> None:
+    for module in list(transformer.modules()):
+        for name, _ in list(module.named_children()):
+            if name.endswith(GEN):
+                setattr(module, name, getattr(module, name.removesuffix(GEN)))
 
 
 def initialize(name: str, weight: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-WARM_UP = 150  # steps
+WARM_UP = 150  # steps, or a tenth of few
 LAST = 0.03  # of the learning rate, at the end
 
 Mixture = dict[str, float]  # how often each task is drawn, relative to the others
@@ -76,13 +76,13 @@ STAGES = (
 )
 
 
-def stage_at(progress: float) -> tuple[Stage, float]:
+def stage_at(progress: float, stages: tuple[Stage, ...] = STAGES) -> tuple[Stage, float]:
     """The stage when that share of all steps is done, and the share of it that is done."""
-    for stage in STAGES:
+    for stage in stages:
         if progress < stage.share:
             return stage, progress / stage.share
         progress -= stage.share
-    return STAGES[-1], 1.0
+    return stages[-1], 1.0
 
 
 def mixture(stage: Stage, progress: float) -> Mixture:
@@ -101,5 +101,5 @@ def adapted(mixture: Mixture, right: dict[str, float]) -> Mixture:
 
 def learning_rate(step: int, steps: int) -> float:
     """Of the highest rate: a warm-up, then half a cosine."""
-    warm = min(1.0, (step + 1) / WARM_UP)
+    warm = min(1.0, (step + 1) / min(WARM_UP, 0.1 * steps))
     return warm * (LAST + (1 - LAST) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))

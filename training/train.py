@@ -11,6 +11,7 @@ import argparse
 import os
 import random
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,18 +19,19 @@ import comfy.model_management
 import comfy.utils
 import torch
 
+from ..lance_model.config import TransformerConfig
 from ..lance_model.language import LanceTokenizer
 from . import autoencoder as autoencoders
 from . import chart
 from . import vision as encoders
-from .data import draw_batch, make_examples, make_pools
+from .data import LARGEST_BATCH, draw_batch, make_examples, make_pools
 from .distributed import in_processes, reduce_gradients, shared_by_first
 from .loss import loss_of
-from .model import Trainee, make_optimizers, used_rows
+from .model import TRANSFORMER, Trainee, make_optimizers, used_rows
 from .packed import pack, read_autoencoder, read_rows, read_trainee
 from .report import PROGRESS, Losses, Report
 from .saved import Saved, save_whole
-from .schedule import STAGES, adapted, learning_rate, mixture, stage_at
+from .schedule import STAGES, Stage, adapted, learning_rate, mixture, stage_at
 
 MICROBATCHES = 4  # of different tasks in a step, shared among the processes
 PROMPT_DROPPED = 0.1
@@ -61,6 +63,12 @@ class Settings:
     result_prompts: int = 50
     fixed_mixture: bool = False
     processes: int = field(default_factory=sensible_processes)
+    # What `claims` varies
+    stages: tuple[Stage, ...] = STAGES
+    tasks: Collection[str] | None = None  # batches of others are drawn as ever, and left out; None: there are no others
+    largest_batch: int = LARGEST_BATCH
+    transformer: TransformerConfig = TRANSFORMER
+    one_expert: bool = False
 
     @classmethod
     def from_command_line(cls) -> Settings:
@@ -95,7 +103,7 @@ class State(Saved):
     """All that training changes. `average` are the moving averages of the parameters, which become the result."""
 
     def __init__(self, file: Path, seed: int, trainee: Trainee, rate: float):
-        self.names, self.parameters = zip(*trainee.named_parameters())
+        self.trainee, self.parameters = trainee, list(trainee.parameters())
         self.optimizers = make_optimizers(trainee, rate)
         self.average = torch.nn.ParameterList(p.detach().clone() for p in self.parameters).requires_grad_(False)
         muon, adamw = self.optimizers
@@ -111,7 +119,9 @@ class State(Saved):
         torch._foreach_lerp_(list(self.average), parameters, 1 - min(0.999, self.step / (self.step + 20)))
 
     def averaged(self) -> dict[str, torch.Tensor]:
-        return dict(zip(self.names, self.average))
+        """Under all names that a parameter has: experts may share theirs."""
+        average = dict(zip(self.parameters, self.average))
+        return {name: average[p] for name, p in self.trainee.named_parameters(remove_duplicate=False)}
 
 
 def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, report: Report) -> None:
@@ -122,15 +132,11 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
     rows = used_rows(tokenizer, pools.samples())
     if settings.start is not None:
         rows = sorted({*rows, *read_rows(settings.start)})
-    torch.manual_seed(settings.seed)
-    trainee = Trainee(rows, tokenizer).to(device())
-    if settings.start is not None:
-        read_trainee(settings.start, trainee, rows)
-    trainee.language.visual.load_state_dict(vision)
+    trainee = begun_trainee(settings, rows, tokenizer, vision)
     result = settings.out / SUPERVISED
     state = State(settings.out / "state.pt", settings.seed, trainee, settings.rate)
     curated = pools.curated()
-    begun = 0.0 if settings.start is None else sum(stage.share for stage in STAGES[:2])
+    begun = 0.0 if settings.start is None else sum(stage.share for stage in settings.stages[:2])
     rng = state.chance(rank)
     losses = Losses(state.step, settings.steps)
     if rank == 0:
@@ -141,7 +147,7 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
     while state.step < settings.steps:
         if state.due:
             rng = state.chance(rank)
-        stage, progress = stage_at(begun + (1 - begun) * state.step / settings.steps)
+        stage, progress = stage_at(begun + (1 - begun) * state.step / settings.steps, settings.stages)
         mix = mixture(stage, progress)
         if stage.adaptive and not settings.fixed_mixture:
             mix = adapted(mix, state.right)
@@ -151,8 +157,10 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
                 group["lr"] = settings.rate * learning_rate(state.step, settings.steps)
         for _ in range(MICROBATCHES // settings.processes):
             task = rng.choices(list(mix), list(mix.values()))[0]
-            batch = draw_batch(rng, curated if stage.curated else pools, task)
+            batch = draw_batch(rng, curated if stage.curated else pools, task, settings.largest_batch)
             dropped = batch[0].target is not None and rng.random() < PROMPT_DROPPED
+            if settings.tasks is not None and task not in settings.tasks:
+                continue
             loss = loss_of(trainee, pools, batch, dropped)
             (loss / MICROBATCHES).backward()
             if not dropped:
@@ -165,7 +173,7 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
         if rank == 0 and (saving or evaluated):
             pack(result, state.averaged(), vae, rows)
         if evaluated:
-            state.right = shared_by_first(quality(result, settings.evaluation_prompts) if rank == 0 else None)
+            state.right = shared_by_first(quality(result, settings) if rank == 0 else None)
         if rank > 0:
             continue
         if state.step % REPORT_EVERY == 0 or last:
@@ -176,11 +184,21 @@ def train(rank: int, settings: Settings, pools: Path, vae: dict, vision: dict, r
             state.save()
 
 
-def quality(result: Path, prompts: int) -> dict[str, float]:
-    """How much of what a packed model makes is right; training goes on as if nothing had been asked."""
-    from .evaluation import evaluate  # brings all of ComfyUI's nodes, which training does not need
+def begun_trainee(settings: Settings, rows: list[int], tokenizer: LanceTokenizer, vision: dict) -> Trainee:
+    torch.manual_seed(settings.seed)
+    trainee = Trainee(rows, tokenizer, settings.transformer, settings.one_expert).to(device())
+    if settings.start is not None:
+        read_trainee(settings.start, trainee, rows)
+    trainee.language.visual.load_state_dict(vision)
+    return trainee
 
-    return evaluate(result, prompts)
+
+def quality(result: Path, settings: Settings) -> dict[str, float]:
+    """How much of what a packed model makes is right; training goes on as if nothing had been asked."""
+    from .evaluation import MEASURES, evaluate  # brings all of ComfyUI's nodes, which training does not need
+
+    tasks = [task for task in MEASURES if any(task in stage.end for stage in settings.stages)]
+    return evaluate(result, settings.evaluation_prompts, tasks=tasks)
 
 
 def trained_vision(settings: Settings, report: Report) -> dict[str, torch.Tensor]:
