@@ -210,7 +210,7 @@ def trained(file: Path, seed: int, steps: int, report: Report, start: NarrowTAEH
     if not file.exists():
         train(file.with_name("autoencoder_state.pt"), seed, steps, report, model, rate=rate)
         decoder = file.with_name("decoder_state.pt")
-        train(decoder, seed + 1, steps // 2, report, model, decoder_alone=True, rate=rate)
+        train(decoder, seed + 1, steps, report, model, decoder_alone=True, rate=rate)
         save_whole(model.state_dict(), file)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model.eval()
