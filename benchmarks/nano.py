@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a packed model; default: the one that comes with the plugin")
     options = parser.parse_args()
     comfy_args.cpu, comfy_args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
+    torch.set_num_threads(1)  # its operations are so small that threads cost more than they bring
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
