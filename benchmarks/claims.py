@@ -10,6 +10,7 @@ was, and a table of variants that are there is made at once.
 from __future__ import annotations
 
 import argparse
+import zlib
 from pathlib import Path
 
 import torch
@@ -25,7 +26,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2, help="runs of each variant")
     parser.add_argument("--steps", type=int, default=400, help="of training")
     parser.add_argument("--variants", default="", help="by commas; default: all")
-    parser.add_argument("--out", type=Path, help=f"folder for the runs (default: one for the steps, in {CACHE})")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder for the runs (default: in {CACHE}, by the steps and the model)"
+    )
     return parser.parse_args()
 
 
@@ -65,9 +68,11 @@ def main() -> None:
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
+    from comfyui_lance.lance_model import nano
     from comfyui_lance.training import claims
 
-    folder, measured = options.out or CACHE / f"{options.steps} steps", {}
+    model = zlib.crc32(nano.PACKED.read_bytes())  # whose autoencoder and vision encoder all runs begin with
+    folder, measured = options.out or CACHE / f"{options.steps} steps, {model:08x}", {}
     chosen = options.variants.split(",") if options.variants else list(claims.VARIANTS)
     for seed in range(options.seeds):
         for variant in chosen:
