@@ -38,7 +38,7 @@ def quiet(monkeypatch):
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FORMATS])
+@pytest.fixture(scope="module", params=FORMATS)
 def format(request):
     with FORMATS[request.param].chosen():
         yield request.param
