@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.lance_model.language import LanceTokenizer
-from comfyui_lance.training import autoencoder, chart, data, schedule, world
+from comfyui_lance.training import autoencoder, chart, data, evaluation, schedule, world
 from comfyui_lance.training import packed as packing
 from comfyui_lance.training.report import Losses, Report
 from comfyui_lance.training.saved import Saved
@@ -126,3 +126,11 @@ def test_the_figures_of_a_training_are_drawn(tmp_path):
     drawn = ElementTree.fromstring(chart.draw(curves))
     assert [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")] == ["counting: 30%", "letters: 10%"]
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
+
+
+def test_the_results_compare_models_task_by_task():
+    table = evaluation.results({"supervised": packed.PACKED, "reinforced": packed.PACKED}, 1, steps=(1,))
+    title, _, *rows = [line.strip("|\n ").split(" | ") for line in table.splitlines()]
+    assert title == ["task", "supervised, 1 steps", "reinforced, 1 steps"]
+    assert [row[0] for row in rows] == list(evaluation.MEASURES)
+    assert all(before == after for _, before, after in rows)

@@ -101,3 +101,11 @@ def test_it_goes_on_where_it_was(training, tmp_path):
     assert before.keys() == after.keys() and all(weight.isfinite().all() for weight in after.values())
     moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert moved and all("vae." in name or any(part in name for part in reinforce.GENERATING) for name in moved)
+
+
+def test_a_new_rate_counts_when_it_goes_on(tmp_path):
+    module = torch.nn.ModuleDict({"time_embedder": torch.nn.Linear(1, 1)})
+    reinforce.State(module, 1e-4).save(tmp_path / "state.pt")
+    again = reinforce.State(module, 2e-4)
+    again.load(tmp_path / "state.pt")
+    assert again.optimizer.param_groups[0]["lr"] == 2e-4

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
-from safetensors import safe_open
 
 from ..lance_model import nano
 from ..lance_model.diffusion import LanceConfig
@@ -31,9 +30,10 @@ from ..lance_model.language import LanceTokenizer
 from .autoencoder import NarrowTAEHV
 from .data import Pools
 from .model import Trainee
-from .packed import pack, read_autoencoder, read_trainee
+from .packed import pack, read_autoencoder, read_rows, read_trainee
 from .report import Report
 from .rollout import KINDS, Prompt, Rollout, branches, guided, in_batches, pooled, rollout
+from .saved import save_whole
 
 ROWS = 256  # of latents that go through the model at once
 LEAST = 0.03  # of a kind's weight in the prompts, which is at most a quarter more
@@ -81,16 +81,16 @@ class State:
         self.optimizer = torch.optim.AdamW(self.learning, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
 
     def load(self, file: Path) -> None:
-        saved = torch.load(file, weights_only=True)
+        saved, rate = torch.load(file, weights_only=True), self.optimizer.param_groups[0]["lr"]
         for name in ("trainee", "old", "optimizer"):
             getattr(self, name).load_state_dict(saved[name])
+        self.optimizer.param_groups[0]["lr"] = rate  # as it is asked for now
         self.round, self.ahead, self.shares = saved["round"], saved["ahead"], saved["shares"]
 
     def save(self, file: Path) -> None:
         saved = {name: getattr(self, name) for name in ("round", "ahead", "shares")}
         saved |= {name: getattr(self, name).state_dict() for name in ("trainee", "old", "optimizer")}
-        torch.save(saved, file.with_suffix(".partial"))
-        file.with_suffix(".partial").replace(file)
+        save_whole(saved, file)
 
     def follow(self, decay: float) -> None:
         """The old policy becomes a moving average with the trained one."""
@@ -114,8 +114,7 @@ class Reinforcement:
     """A model that is reinforced, and the one that it began as."""
 
     def __init__(self, packed: Path, settings: Settings, device: torch.device):
-        with safe_open(packed, "pt") as file:
-            self.rows = file.get_tensor(nano.ROWS).tolist()
+        self.rows = read_rows(packed)
         self.settings, self.device, self.tokenizer = settings, device, LanceTokenizer()
         self.kinds = [kind for kind in settings.kinds if self._has_words_for(kind)]
         self.start = Trainee(self.rows, self.tokenizer)

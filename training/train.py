@@ -242,11 +242,11 @@ def reinforced_and_judged(settings: Settings, report: Report) -> None:
     from .reinforce import reinforce
 
     supervised, result = settings.out / SUPERVISED, settings.out / "nano.safetensors"
+    models = {"supervised": supervised}
     if settings.reinforcement_rounds:
         its = Reinforcement(rounds=settings.reinforcement_rounds, seed=settings.seed)
-        reinforce(supervised, settings.out, its, report).replace(result)
-    else:
-        shutil.copyfile(supervised, result)
+        models["reinforced"] = reinforce(supervised, settings.out, its, report)
+    *_, last = models.values()
+    shutil.copyfile(last, result)
     if settings.result_prompts:
-        models = {"supervised": supervised, "reinforced": result}
         (settings.out / "results.md").write_text(results(models, settings.result_prompts))
