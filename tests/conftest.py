@@ -26,10 +26,10 @@ def is_quick(item: pytest.Item) -> bool:
 # What one process runs together, as it shares a server, which takes long to start.
 TOGETHER = {
     "server": "server browser apps blueprints documentation demo training limits readme interface notes".split(),
-    "lance_server": "ray pipelines paper".split(),
+    "lance_server": "ray pipelines paper as_opened".split(),
 }
 # Other files of half a minute and more. What is begun last should be short.
-LONG = "stock_nodes nano devices honest_use number_formats as_opened convert_memory samplers endurance".split()
+LONG = "stock_nodes nano devices honest_use number_formats convert_memory samplers endurance".split()
 
 
 def group_of(file: str | Path) -> str:
