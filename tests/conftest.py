@@ -25,7 +25,8 @@ def is_quick(item: pytest.Item) -> bool:
 
 # What one process runs together, as it shares a server, which takes long to start.
 TOGETHER = {
-    "server": "server browser apps blueprints documentation demo training limits readme interface notes".split(),
+    "browser": "browser apps blueprints documentation".split(),
+    "server": "server demo training limits readme interface notes".split(),
     "lance_server": "ray pipelines paper as_opened".split(),
 }
 # Other files of half a minute and more. What is begun last should be short.
@@ -42,10 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     then the others, the longest first."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
-        used = [server for server in ("lance_server", "server") if server in item.fixturenames]
-        if used:
+        if {"lance_server", "server"} & set(item.fixturenames):
             item.add_marker("server")
-            assert group_of(item.path) == used[0], f"{item.path.name} belongs into TOGETHER"
+            assert group_of(item.path) in TOGETHER, f"{item.path.name} belongs into TOGETHER"
         files.setdefault(item.path, []).append(item)
     order = [*TOGETHER, *LONG]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfyui_lance.lance_model import nano as packed
 from comfyui_lance.lance_model.language import LanceTokenizer
-from comfyui_lance.training import autoencoder, chart, data, evaluation, schedule, world
+from comfyui_lance.training import autoencoder, chart, data, evaluation, schedule, train, world
 from comfyui_lance.training import packed as packing
 from comfyui_lance.training.report import Losses, Report
 from comfyui_lance.training.saved import Saved
@@ -20,6 +20,16 @@ SCENE = world.two(random.Random(3))
 
 class Stopped(Exception):
     pass
+
+
+def test_a_folder_is_gone_on_with_as_it_was_begun(tmp_path):
+    begun = train.Settings(out=tmp_path, edits=100)
+    for again in (begun, replace(begun, steps=9, rate=1e-3)):
+        train.hold_to(again)
+    with pytest.raises(SystemExit, match="was begun with --edits 100, and 200 is asked for now. Go on"):
+        train.hold_to(replace(begun, edits=200))
+    with pytest.raises(SystemExit, match="was begun with --start None, and /.*/other is asked for now"):
+        train.hold_to(replace(begun, start=tmp_path / "other"))
 
 
 def test_the_stages_follow_each_other():

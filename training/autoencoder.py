@@ -204,13 +204,14 @@ def train(
 
 
 def trained(file: Path, seed: int, steps: int, report: Report, start: NarrowTAEHV | None = None) -> NarrowTAEHV:
-    """As `file` holds it; else trained, from nothing or on from `start`, then its decoder alone, and written there."""
+    """As `file` holds it; else trained, from nothing or on from `start`, then its decoder alone for half as many
+    steps, and written there."""
     torch.manual_seed(seed)
     model, rate = (NarrowTAEHV(), RATE) if start is None else (start, AGAIN * RATE)
     if not file.exists():
         train(file.with_name("autoencoder_state.pt"), seed, steps, report, model, rate=rate)
         decoder = file.with_name("decoder_state.pt")
-        train(decoder, seed + 1, steps, report, model, decoder_alone=True, rate=rate)
+        train(decoder, seed + 1, steps // 2, report, model, decoder_alone=True, rate=rate)
         save_whole(model.state_dict(), file)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model.eval()
