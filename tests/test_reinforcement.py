@@ -101,6 +101,8 @@ def test_it_goes_on_where_it_was(training, tmp_path):
     assert before.keys() == after.keys() and all(weight.isfinite().all() for weight in after.values())
     moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert moved and all("vae." in name or any(part in name for part in reinforce.GENERATING) for name in moved)
+    none = load_file(reinforce.reinforce(packed.PACKED, parts, replace(FEW, rounds=2, blend=0.0), told.append))
+    assert all(torch.equal(weight, before[name]) for name, weight in none.items() if "vae." not in name)
 
 
 def test_a_new_rate_counts_when_it_goes_on(tmp_path):

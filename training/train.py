@@ -61,7 +61,7 @@ class Settings:
     start: Path | None = None
     evaluate_every: int = 500
     evaluation_prompts: int = 10
-    reinforcement_rounds: int = 30
+    reinforcement_rounds: int = 8
     result_prompts: int = 50
     fixed_mixture: bool = False
     processes: int = field(default_factory=sensible_processes)
@@ -256,16 +256,14 @@ def main() -> None:
 
 
 def reinforced_and_judged(settings: Settings, report: Report) -> None:
+    from . import reinforce
     from .evaluation import results
-    from .reinforce import Settings as Reinforcement
-    from .reinforce import reinforce
 
-    supervised, result = settings.out / SUPERVISED, settings.out / "nano.safetensors"
-    models = {"supervised": supervised}
+    last = settings.out / SUPERVISED
+    models = {"supervised": last}
     if settings.reinforcement_rounds:
-        its = Reinforcement(rounds=settings.reinforcement_rounds, seed=settings.seed)
-        models["reinforced"] = reinforce(supervised, settings.out, its, report)
-    *_, last = models.values()
-    shutil.copyfile(last, result)
+        its = reinforce.Settings(rounds=settings.reinforcement_rounds, seed=settings.seed)
+        last = models["reinforced"] = reinforce.reinforce(last, settings.out, its, report)
+    shutil.copyfile(last, settings.out / "nano.safetensors")
     if settings.result_prompts:
         (settings.out / "results.md").write_text(results(models, settings.result_prompts))

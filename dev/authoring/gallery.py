@@ -191,8 +191,9 @@ def overview(gallery: Gallery) -> Image.Image:
         "on the right on a gray background",
     ]
     hard = [
-        "five small cyan stars on a black background",
-        "a yellow heart inside a purple circle on a green background",
+        "a yellow heart to the right of a blue star on a blue background",
+        "a red star above a purple square on a green background",
+        "four small red triangles on a blue background",
         "a red circle at the top left, a green star at the top right, a blue heart at the bottom left and an orange "
         "cross at the bottom right on a white background",
         "the word S U N in blue on a green background",
@@ -206,7 +207,7 @@ def overview(gallery: Gallery) -> Image.Image:
         [
             ("Text to picture", [([judge.made(prompt, 5)[0]], prompt) for prompt in prompts]),
             (
-                "More at once: counts, relations, places, words",
+                "More at once: relations, counts, places; words it has half learned",
                 [([judge.made(prompt, 5)[0]], prompt) for prompt in hard],
             ),
             (
