@@ -25,7 +25,8 @@ def is_quick(item: pytest.Item) -> bool:
 
 # What one process runs together, as it shares a server, which takes long to start.
 TOGETHER = {
-    "server": "server browser apps blueprints documentation demo training limits readme interface notes".split(),
+    "browser": "browser apps blueprints documentation".split(),
+    "server": "server demo training limits readme interface notes".split(),
     "lance_server": "ray pipelines paper as_opened".split(),
 }
 # Other files of half a minute and more. What is begun last should be short.
