@@ -23,7 +23,7 @@ if [ $# = 0 ] || [ -n "$quick" ]; then
     "$LANCE_PYTHON" -m ruff check .
     "$LANCE_PYTHON" -m ruff format --check --quiet . || fail "Run \`ruff format\` first."
     [ -z "$quick" ] || set -- -m "not (slow or server or browser)" "$@"
-    # Models this small use one core, and what asks a server waits for it. The order of the files is conftest.py's.
-    set -- -n 3 --dist loadfile --no-loadscope-reorder "$@"
+    # The number of processes and the order of the files are conftest.py's.
+    set -- -n auto --dist loadfile --no-loadscope-reorder "$@"
 fi
 exec "$LANCE_PYTHON" -m pytest "$@"

@@ -59,6 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Models this small use one core, and what asks a server waits for it: one more than cores, while memory lasts."""
+    return min(os.cpu_count() + 1, 6)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Whole files as `--dist loadfile`, and those of TOGETHER in one process."""
     from xdist.scheduler import LoadFileScheduling

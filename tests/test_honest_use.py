@@ -13,7 +13,7 @@ import torch
 from support.stock.honest import build
 from support.stock.host import Host, Outcome, host
 
-CASES = int(os.environ.get("LANCE_HONEST_CASES", 200))
+CASES = int(os.environ.get("LANCE_HONEST_CASES", 100))
 SEED = int(os.environ.get("LANCE_HONEST_SEED", 0))
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # samplers warn at few steps
 TWICE = 10  # every tenth graph is run again, by then with nothing left in any cache

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_memory")]
 
-PROMPTS, STEPS = 10, 12
+PROMPTS, STEPS = 10, 8
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,9 +139,22 @@ def test_the_figures_of_a_training_are_drawn(tmp_path):
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
 
 
-def test_the_results_compare_models_task_by_task():
-    table = evaluation.results({"supervised": packed.PACKED, "reinforced": packed.PACKED}, 1, steps=(1,))
+@pytest.fixture(scope="module")
+def shares() -> dict[str, float]:
+    return evaluation.evaluate(packed.PACKED, 1, 1)
+
+
+def test_what_was_judged_is_kept(shares, tmp_path):
+    state = Saved(tmp_path / "state.pt", seed=0)
+    state.right = shares
+    state.save()
+    assert Saved(tmp_path / "state.pt", seed=0).right == shares
+
+
+def test_the_results_compare_models_task_by_task(shares, monkeypatch):
+    none = dict.fromkeys(evaluation.MEASURES, 0.0)
+    monkeypatch.setattr(evaluation, "evaluate", lambda model, *_, **__: {"before": none, "after": shares}[model.name])
+    table = evaluation.results({"supervised": Path("before"), "reinforced": Path("after")}, 1, steps=(6, 12))
     title, _, *rows = [line.strip("|\n ").split(" | ") for line in table.splitlines()]
-    assert title == ["task", "supervised, 1 steps", "reinforced, 1 steps"]
-    assert [row[0] for row in rows] == list(evaluation.MEASURES)
-    assert all(before == after for _, before, after in rows)
+    assert title == ["task", *(f"{model}, {n} steps" for n in (6, 12) for model in ("supervised", "reinforced"))]
+    assert rows == [[task, *["0%", f"{share:.0%}"] * 2] for task, share in shares.items()]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import nodes
 
 CPU = torch.device("cpu")
-FEW = reinforce.Settings(prompts=2, group=6, steps=3, noises=1, kinds=("single object", "image edit"), evaluate_every=0)
+FEW = reinforce.Settings(prompts=2, group=4, steps=3, noises=1, kinds=("single object", "image edit"), evaluate_every=0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from comfyui_lance import REPOSITORY
 
-QUICK = "-n 3 --dist loadfile --no-loadscope-reorder -m not (slow or server or browser)"
+QUICK = "-n auto --dist loadfile --no-loadscope-reorder -m not (slow or server or browser)"
 
 
 @pytest.mark.parametrize(

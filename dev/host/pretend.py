@@ -112,6 +112,7 @@ class Card(TorchDispatchMode):
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.moved: Counter[tuple[str, str]] = Counter()
+        self.known: dict[tuple, object] = {}  # results of operations on shapes
 
     def count(self) -> Count:
         """All up to now."""
@@ -221,14 +222,18 @@ class Card(TorchDispatchMode):
             args = (args[0].new_empty(0, device="cpu"), *args[1:])
             target = target or device()
         shapes = any(isinstance(x, torch.Tensor) and x.is_meta for x in _leaves((args, kwargs)))
-        if shapes and function._schema.is_mutable and not (written := _written(args, kwargs)).is_meta:
-            return CardTensor(written.zero_())
+        if shapes and function._schema.is_mutable:
+            written = _written(args, kwargs)
+            if not written.is_meta:
+                written.zero_()
+            return CardTensor(written) if function._schema.returns else None
         if shapes:
             args, kwargs = _mapped(torch.Tensor, lambda x: x.to("meta"), (args, kwargs))
             kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
         if target is not None:
             kwargs = {**kwargs, "device": "meta" if shapes or not self.numbers else "cpu"}
-        out = IN_FLOAT.get(function, function)(*args, **kwargs)
+        run = self._shapes if shapes and _makes_new(function) else _compute
+        out = run(function, args, kwargs)
         if function is aten.scaled_dot_product_attention.default:  # heads beside each other, as a card's kernels write
             out = out.transpose(1, 2).contiguous().transpose(1, 2)
         if target is not None and not shapes and not self.numbers and out.numel() <= FEW:
@@ -236,6 +241,23 @@ class Card(TorchDispatchMode):
         if target is not None and target.type != NAME:
             return out
         return _mapped(torch.Tensor, lambda x: CardTensor(self._settle(x)), out)
+
+    def _shapes(self, function, args, kwargs):
+        """Results on meta tensors, which are the same for the same shapes. PyTorch takes longer to work them out than
+        all else takes."""
+        key = (function, *kwargs, *map(_kind, _leaves((args, kwargs))))
+        if key not in self.known:
+            self.known[key] = _compute(function, args, kwargs)
+        return _mapped(torch.Tensor, torch.empty_like, self.known[key])
+
+
+def _kind(x) -> tuple:
+    """What of an argument decides about the shapes of results."""
+    return (x.shape, x.stride(), x.dtype) if isinstance(x, torch.Tensor) else (type(x), x)
+
+
+def _compute(function, args, kwargs):
+    return IN_FLOAT.get(function, function)(*args, **kwargs)
 
 
 def _glu_jvp(glu: torch.Tensor, x: torch.Tensor, dx: torch.Tensor, dim: int) -> torch.Tensor:
@@ -271,6 +293,12 @@ def _composed(function) -> bool:
     """Whether it is nothing but other operations, also on a card."""
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
     return composite and function not in WHOLE
+
+
+@cache
+def _makes_new(function) -> bool:
+    """Whether no result shares the memory of an argument."""
+    return all(returned.alias_info is None for returned in function._schema.returns)
 
 
 @cache

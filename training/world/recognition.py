@@ -100,7 +100,7 @@ def detect(picture, turned: bool = False) -> tuple[str, list[Detection]]:
         inner = ndimage.binary_erosion(mask, iterations=2)
         color = numpy.median(pixels[inner if inner.any() else mask], axis=0)
         shape, fit = shape_of(mask, turned)
-        y, x = ndimage.center_of_mass(mask)
+        y, x = map(float, ndimage.center_of_mass(mask))
         found.append(Detection(shape, nearest(color, COLORS), x, y, area, fit))
     return background_of(pixels), sorted(found, key=lambda thing: thing.x)
 

@@ -54,7 +54,7 @@ def detect(picture) -> tuple[str, list[Detection]]:
     for color, mask in _masks(pixels, rows):
         filled = ndimage.binary_fill_holes(mask)  # what lies in it hides a part
         shape, fit = shape_of(filled)
-        y, x = ndimage.center_of_mass(filled)
+        y, x = map(float, ndimage.center_of_mass(filled))
         found.append(Detection(shape, color, x, y, int(filled.sum()), fit))
     return background_of(pixels), sorted(found, key=lambda thing: thing.x)
 
@@ -98,7 +98,7 @@ def read_letters(picture) -> tuple[str, list[Detection]]:
             ((letter, float(numpy.corrcoef(box.ravel(), t.ravel())[0, 1])) for letter, t in _letter_templates()),
             key=lambda overlap: overlap[1],
         )
-        y, x = ndimage.center_of_mass(mask)
+        y, x = map(float, ndimage.center_of_mass(mask))
         found.append(Detection(letter, color, x, y, area, fit))
     return background_of(pixels), sorted(found, key=lambda thing: thing.x)
 
