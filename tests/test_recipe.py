@@ -126,6 +126,13 @@ def test_a_training_that_is_stopped_comes_to_the_same(tmp_path, monkeypatch):
         assert torch.equal(weight, whole[name]), name
 
 
+def test_a_given_autoencoder_stays_where_no_steps_are_asked_for(tmp_path):
+    given = packing.read_autoencoder(packed.PACKED)
+    before = {name: weight.clone() for name, weight in given.state_dict().items()}
+    kept = autoencoder.trained(tmp_path / "autoencoder.pt", 0, 0, Report(), given).state_dict()
+    assert all(torch.equal(kept[name], weight) for name, weight in before.items())
+
+
 def test_the_figures_of_a_training_are_drawn(tmp_path):
     report, losses = Report(tmp_path), Losses(0, 200)
     for step, loss in ((100, 2.0), (200, 1.5), (200, 1.0)):

@@ -209,9 +209,9 @@ def trained(file: Path, seed: int, steps: int, report: Report, start: NarrowTAEH
     torch.manual_seed(seed)
     model, rate = (NarrowTAEHV(), RATE) if start is None else (start, AGAIN * RATE)
     if not file.exists():
-        train(file.with_name("autoencoder_state.pt"), seed, steps, report, model, rate=rate)
-        decoder = file.with_name("decoder_state.pt")
-        train(decoder, seed + 1, steps // 2, report, model, decoder_alone=True, rate=rate)
+        for name, count, alone in (("autoencoder", steps, False), ("decoder", steps // 2, True)):
+            if count:
+                train(file.with_name(f"{name}_state.pt"), seed + alone, count, report, model, alone, rate)
         save_whole(model.state_dict(), file)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model.eval()

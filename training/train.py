@@ -77,7 +77,7 @@ class Settings:
         parser = argparse.ArgumentParser(description="Train the demonstration model.")
         parser.add_argument("--out", type=Path, help="folder for its state and the result")
         parser.add_argument("--steps", type=int, help="of the transformer")
-        parser.add_argument("--autoencoder-steps", type=int)
+        parser.add_argument("--autoencoder-steps", type=int, help="0: that of --start stays as it is")
         parser.add_argument("--vision-steps", type=int)
         parser.add_argument("--edits", type=int, help="edit pairs in the pool; the other tasks follow")
         parser.add_argument("--rate", type=float)
