@@ -75,15 +75,16 @@ def test_a_device_without_bf16_gets_float32(bf16_file, tiny, monkeypatch, caplog
     assert caplog.text.count("cannot hold bfloat16 weights: model.safetensors is held in float32") == 2
 
 
-def test_a_card_that_computes_in_float32_alone_holds_16_bits(bf16_file, tiny, monkeypatch):
+def test_a_card_that_computes_in_float32_alone_holds_16_bits(bf16_file, tiny, monkeypatch, tmp_path):
     """As Turing answers: bf16 is no format to compute with, and one to hold what is too large for its 11 GB."""
 
     def should_use_bf16(device=None, model_params=0, prioritize_performance=True, manual_cast=False):
         return manual_cast and (not prioritize_performance or model_params * 4 > 11e9)
 
     expected = velocity(loading.load(bf16_file, **beside(tiny)))
+    float32_file = shutil.copy(tiny / MODEL, tmp_path / "float32.safetensors")  # which no other test has in use
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", should_use_bf16)
-    loaded = loading.load(tiny / MODEL, **beside(tiny))  # a float32 file
+    loaded = loading.load(float32_file, **beside(tiny))
     assert held(loaded) == {torch.bfloat16} == {weight.dtype for weight in loaded[1].cond_stage_model.parameters()}
     assert loaded[0].model.get_dtype_inference() == torch.float32
     assert relative(velocity(loaded), expected) < 1e-6
