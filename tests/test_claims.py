@@ -14,6 +14,7 @@ from comfyui_lance.training.claims import Scale, Variant
 from comfyui_lance.training.report import Report
 from safetensors import safe_open
 
+pytestmark = pytest.mark.slow
 SMALL = Scale(steps=2, layers=1, batch=2, edits=8, held_out=4, prompts=1)
 
 

@@ -151,6 +151,7 @@ def shares() -> dict[str, float]:
     return evaluation.evaluate(packed.PACKED, 1, 1)
 
 
+@pytest.mark.slow
 def test_what_was_judged_is_kept(shares, tmp_path):
     state = Saved(tmp_path / "state.pt", seed=0)
     state.right = shares
@@ -158,6 +159,7 @@ def test_what_was_judged_is_kept(shares, tmp_path):
     assert Saved(tmp_path / "state.pt", seed=0).right == shares
 
 
+@pytest.mark.slow
 def test_the_results_compare_models_task_by_task(shares, monkeypatch):
     none = dict.fromkeys(evaluation.MEASURES, 0.0)
     monkeypatch.setattr(evaluation, "evaluate", lambda model, *_, **__: {"before": none, "after": shares}[model.name])
