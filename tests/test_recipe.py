@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,13 @@ def test_a_given_autoencoder_stays_where_no_steps_are_asked_for(tmp_path):
     assert all(torch.equal(kept[name], weight) for name, weight in before.items())
 
 
+def test_no_autoencoder_at_all_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["training", "--autoencoder-steps", "0"])
+    with pytest.raises(SystemExit):
+        train.Settings.from_command_line()
+    assert "keeps the autoencoder of --start, which is not given" in capsys.readouterr().err
+
+
 def test_the_figures_of_a_training_are_drawn(tmp_path):
     report, losses = Report(tmp_path), Losses(0, 200)
     for step, loss in ((100, 2.0), (200, 1.5), (200, 1.0)):
@@ -148,7 +156,7 @@ def test_the_figures_of_a_training_are_drawn(tmp_path):
 
 @pytest.fixture(scope="module")
 def shares() -> dict[str, float]:
-    return evaluation.evaluate(packed.PACKED, 1, 1)
+    return evaluation.evaluate(packed.PACKED, 1)
 
 
 @pytest.mark.slow

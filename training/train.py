@@ -98,7 +98,10 @@ class Settings:
             choices=(1, 2, 4),
             help="that train together on a CPU; small operations gain little from threads",
         )
-        return parser.parse_args(namespace=cls())
+        settings = parser.parse_args(namespace=cls())
+        if settings.start is None and settings.autoencoder_steps == 0:
+            parser.error("--autoencoder-steps 0 keeps the autoencoder of --start, which is not given. Give one.")
+        return settings
 
 
 def hold_to(settings: Settings) -> None:

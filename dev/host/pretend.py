@@ -243,8 +243,7 @@ class Card(TorchDispatchMode):
         return _mapped(torch.Tensor, lambda x: CardTensor(self._settle(x)), out)
 
     def _shapes(self, function, args, kwargs):
-        """Results on meta tensors, which are the same for the same shapes. PyTorch takes longer to work them out than
-        all else takes."""
+        """Results on meta tensors, worked out once for the same shapes: most of the time went there."""
         key = (function, *kwargs, *map(_kind, _leaves((args, kwargs))))
         if key not in self.known:
             self.known[key] = _compute(function, args, kwargs)
