@@ -207,7 +207,7 @@ def test_widgets_that_newer_hosts_add_get_their_defaults(server, page, pack):
         shipped = workflows.load(name)
         types = {spec["class_type"] for spec in shipped.values()} & core.keys()
         page.evaluate(EXTEND, {type: core[type] for type in types})
-        with browser.settled(page):  # the preview of a clip comes a moment after the graph
+        with browser.settled(page):
             open_template(page, pack, workflows.template(name))
         prompt = page.evaluate(PROMPT)
         check_prompt(prompt, shipped)

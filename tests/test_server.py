@@ -106,6 +106,15 @@ def test_inputs_explain_themselves(lance_nodes, name):
 
 
 @pytest.mark.parametrize("name", workflows.names())
+def test_a_shipped_prompt_has_no_input_that_its_node_lacks(server, name):
+    """What the page adds to show something comes and goes."""
+    nodes = server.object_info()
+    for spec in workflows.load(name).values():
+        known = set().union(*nodes[spec["class_type"]]["input"].values())
+        assert {key.split(".")[0] for key in spec["inputs"]} <= known
+
+
+@pytest.mark.parametrize("name", workflows.names())
 def test_workflow_runs(server, name):
     prompt = workflows.load(name)
     if workflows.of_type(prompt, "TrainLoraNode"):

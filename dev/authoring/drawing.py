@@ -52,12 +52,14 @@ LAYOUT = {
 }
 MISSING = "app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type)"
 # A button for uploads has no value, but the page saves one, which a newer host's next widget would take for its own.
+# The view of a clip is no input of its node; the page adds it a moment after the graph.
 SAVED = """async () => {
     const { workflow, output } = await app.graphToPrompt()
     for (const { id, widgets_values } of workflow.nodes) {
         const saved = app.graph.getNodeById(id).widgets?.filter((widget) => widget.serialize !== false)
         if (saved?.at(-1)?.type === 'button') widgets_values.pop()
     }
+    for (const { inputs } of Object.values(output)) delete inputs['video-preview']
     return [workflow, output].map((graph) => JSON.stringify(graph, null, 2))
 }"""
 
