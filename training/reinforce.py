@@ -48,17 +48,17 @@ GENERATING = ("_moe_gen", "time_embedder", "vae2llm", "llm2vae")  # in names of 
 @dataclass
 class Settings:
     rounds: int = 8
-    prompts: int = 64  # a round
+    prompts: int = 60  # a round
     group: int = 12  # samples of a prompt
     steps: int = 6  # of the sampler
     passes: int = 4  # over a round's samples
     updates: int = 2  # a pass
     noises: int = 3  # put on each sample in a pass
-    rate: float = 3e-4
+    rate: float = 2e-4
     beta: float = 1.0
-    pull: float = 0.1
+    pull: float = 0.4
     decay: float = 0.0  # of the old policy towards the trained one, after each round
-    blend: float = 0.75  # of the way from the model that it began with to the trained one is the result
+    blend: float = 0.5  # of the way from the model that it began with to the trained one is the result
     kinds: tuple[str, ...] = LEARNED
     seed: int = 0
     evaluate_every: int = 8
