@@ -7,8 +7,9 @@ import random
 from unittest import mock
 
 import folder_paths
-import numpy as np
+import numpy
 import pytest
+import torch
 from comfyui_lance.dev.host import workflows
 from comfyui_lance.nodes.lora import LoadLanceLora
 from comfyui_lance.training import lessons, world
@@ -57,8 +58,19 @@ def test_the_examples_are_shipped(lesson):
         assert {path.stem for path in folder.iterdir()} == {f"{i:02}" for i in range(len(drawn))}
         assert len(drawn) <= 40 and sum(path.stat().st_size for path in folder.iterdir()) < 50_000
         for i, (picture, words) in enumerate(drawn):
-            assert np.array_equal(np.asarray(Image.open(folder / f"{i:02}.png").convert("RGB")), np.asarray(picture))
+            assert numpy.array_equal(numpy.asarray(Image.open(folder / f"{i:02}.png").convert("RGB")), numpy.asarray(picture))
             assert (folder / f"{i:02}.txt").read_text().strip() == words
+
+
+@torch.inference_mode()
+def test_the_autoencoder_gives_back_the_look(nano):
+    """Else no training makes it."""
+    rng, vae = random.Random(3), nano[2]
+    scenes = [lessons.with_visible_bars(rng) for _ in range(20)]
+    pictures = [numpy.asarray(lessons.cinematic(world.render(scene))) for scene in scenes]
+    back = [vae.decode(vae.encode(torch.tensor(picture)[None] / 255)).reshape(picture.shape) for picture in pictures]
+    back = [(picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy() for picture in back]
+    assert sum(map(lessons.is_cinematic, back, scenes)) >= 19
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
@@ -75,18 +87,18 @@ def test_the_workflow_halves_the_pairs():
         lessons.side_by_side(edit).crop((r["x"], r["y"], r["x"] + r["width"], r["y"] + r["height"])) for r in regions
     ]
     for half, scene in zip(halves, (edit.source, edit.target), strict=True):
-        assert np.array_equal(np.asarray(half), np.asarray(world.render(scene)))
+        assert numpy.array_equal(numpy.asarray(half), numpy.asarray(world.render(scene)))
 
 
 def test_the_rule_knows_a_cinematic_picture():
     rng = random.Random(3)
     scenes = [lessons.with_visible_bars(rng) for _ in range(60)]
     plain = [world.render(scene) for scene in scenes]
-    drawn = [np.asarray(lessons.cinematic(picture)) for picture in plain]
+    drawn = [numpy.asarray(lessons.cinematic(picture)) for picture in plain]
     assert sum(map(lessons.is_cinematic, drawn, scenes)) >= 59
-    assert not any(lessons.is_cinematic(np.asarray(picture), scene) for picture, scene in zip(plain, scenes))
+    assert not any(lessons.is_cinematic(numpy.asarray(picture), scene) for picture, scene in zip(plain, scenes))
     assert sum(map(lessons.is_cinematic, drawn, scenes[1:])) <= 2  # two neighbours may be alike
-    half = [np.vstack([picture[:32], np.asarray(whole)[32:]]) for picture, whole in zip(drawn, plain)]
+    half = [numpy.vstack([picture[:32], numpy.asarray(whole)[32:]]) for picture, whole in zip(drawn, plain)]
     assert not any(map(lessons.is_cinematic, half, scenes))
 
 

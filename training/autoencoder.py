@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from comfy.latent_formats import Wan22
 from comfy.taesd.taehv import TAEHV, Clamp, MemBlock, TGrow, TPool, conv
+from PIL import Image
 
 from . import world
 from .report import Recent, Report
@@ -26,6 +27,7 @@ AGAIN = 0.4  # of the rate, where a trained one learns on
 WHOLE = 0.7  # from here on, on whole pictures, and with the statistics as they are
 NOISE = 0.2  # at most, on the latents in training
 DECODER_NOISE = 0.3  # what the transformer makes is about 0.1 off, at times more
+FRAMED = 0.15  # of the pictures
 SPACE = Wan22()  # its mean and deviation lie between the latents of the VAE and those that are sampled
 
 
@@ -138,11 +140,20 @@ def a_clip(rng: random.Random) -> tuple[world.Scene, ...]:
     return (world.a_clip if rng.random() < 0.5 else world.hard.two_movers)(rng).frames
 
 
+def framed(rng: random.Random, picture: Image.Image) -> Image.Image:
+    """Between bars, as no picture of the world is: an autoencoder should give back what a model is yet to learn."""
+    picture, bar, color = picture.copy(), rng.randint(4, 16), rng.choice(list(world.BACKGROUNDS.values()))
+    for top in (0, picture.height - bar):
+        picture.paste(color, (0, top, picture.width, top + bar))
+    return picture
+
+
 def batches(rng: random.Random, count: int) -> list[tuple[torch.Tensor, list[world.Scene]]]:
     """So many stills and an eighth as many clips [B, 3, t, h, w], each with a scene that tells where its things are."""
     scenes = [a_picture(rng) for _ in range(count)]
     moving = [a_clip(rng) for _ in range(count // 8)]
-    stills = pixels([world.render(scene) for scene in scenes])[:, :, None]
+    pictures = map(world.render, scenes)
+    stills = pixels([framed(rng, p) if rng.random() < FRAMED else p for p in pictures])[:, :, None]
     clips = torch.stack([clip_pixels(frames) for frames in moving])
     return [(stills, scenes), (clips, [frames[world.FRAMES // 2] for frames in moving])]
 
