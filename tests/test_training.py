@@ -58,7 +58,9 @@ def test_the_examples_are_shipped(lesson):
         assert {path.stem for path in folder.iterdir()} == {f"{i:02}" for i in range(len(drawn))}
         assert len(drawn) <= 40 and sum(path.stat().st_size for path in folder.iterdir()) < 50_000
         for i, (picture, words) in enumerate(drawn):
-            assert numpy.array_equal(numpy.asarray(Image.open(folder / f"{i:02}.png").convert("RGB")), numpy.asarray(picture))
+            assert numpy.array_equal(
+                numpy.asarray(Image.open(folder / f"{i:02}.png").convert("RGB")), numpy.asarray(picture)
+            )
             assert (folder / f"{i:02}.txt").read_text().strip() == words
 
 
