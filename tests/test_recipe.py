@@ -154,6 +154,15 @@ def test_the_figures_of_a_training_are_drawn(tmp_path):
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
 
 
+def test_trainings_that_go_on_from_each_other_are_drawn_as_one():
+    first = {"counting": {"loss": [(100, 2.0), (200, 1.5)]}}
+    second = {"letters": {"right": [(50, 0.1)]}, "counting": {"loss": [(100, 1.0)]}}
+    assert chart.joined([first, second]) == {
+        "counting": {"loss": [(100, 2.0), (200, 1.5), (300, 1.0)]},
+        "letters": {"right": [(250, 0.1)]},
+    }
+
+
 @pytest.fixture(scope="module")
 def shares() -> dict[str, float]:
     return evaluation.evaluate(packed.PACKED, 1)
