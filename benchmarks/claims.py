@@ -1,6 +1,6 @@
 """The claims of the Lance paper in small: trains variants of the demonstration model from nothing, on equal terms.
 
-    bash scripts/benchmark.sh claims [--seeds 2] [--steps 400] [--variants joint,"without MaPE"] [--out DIR]
+    bash scripts/benchmark.sh claims [--seeds 2] [--steps 1000] [--variants joint,"without MaPE"] [--out DIR]
 
 Tasks: pictures of one thing from text, edits of them, captions and questions. What differs is in
 training/claims.py. Each run leaves its measures in a file, so that a benchmark may be interrupted and goes on where it
@@ -24,7 +24,7 @@ ALONE = "each task alone"  # a column of several runs, each of which has tasks o
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="runs of each variant")
-    parser.add_argument("--steps", type=int, default=400, help="of training")
+    parser.add_argument("--steps", type=int, default=1000, help="of training")
     parser.add_argument("--variants", default="", help="by commas; default: all")
     parser.add_argument(
         "--out", type=Path, help=f"folder for the runs (default: in {CACHE}, by the steps and the model)"

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 import nodes
 
 CPU = torch.device("cpu")
-FEW = reinforce.Settings(prompts=2, group=4, steps=3, noises=1, kinds=("single object", "image edit"), evaluate_every=0)
+FEW = reinforce.Settings(
+    prompts=2, group=4, steps=3, noises=1, kept=2, kinds=("single object", "image edit"), evaluate_every=0
+)
 
 
 @pytest.fixture
@@ -103,6 +105,22 @@ def test_it_goes_on_where_it_was(training, tmp_path):
     assert moved and all("vae." in name or any(part in name for part in reinforce.GENERATING) for name in moved)
     none = load_file(reinforce.reinforce(packed.PACKED, parts, replace(FEW, rounds=2, blend=0.0), told.append))
     assert all(torch.equal(weight, before[name]) for name, weight in none.items() if "vae." not in name)
+
+
+@pytest.mark.slow
+def test_what_is_not_learned_is_held(training):
+    """A round with a pull on it strays less there than one without; and it is of kinds that are not learned."""
+    strayed = []
+    for keep in (0.0, 30.0):
+        its = reinforce.Reinforcement(packed.PACKED, replace(FEW, keep=keep, kept=6, rate=1e-3), CPU)
+        others = its.elsewhere("others")
+        kinds = {prompt.kind for _, made in others for prompt in made.prompts}
+        assert len(kinds) == 6 and not kinds & set(FEW.kinds)
+        its.learn()
+        with torch.no_grad():
+            far = [its.strayed_elsewhere(*other, torch.Generator().manual_seed(1)) for other in others]
+        strayed.append(sum(far).item())
+    assert 0 < strayed[1] < 0.7 * strayed[0]
 
 
 def test_a_new_rate_counts_when_it_goes_on(tmp_path):

@@ -37,7 +37,7 @@ SAMPLER_STEPS = 12
 
 @dataclass(frozen=True)
 class Scale:
-    steps: int = 400
+    steps: int = 1000
     layers: int = 3
     batch: int = 16
     edits: int = 1500  # that are trained on; there are twice as many pictures

@@ -61,7 +61,7 @@ class Settings:
     start: Path | None = None
     evaluate_every: int = 500
     evaluation_prompts: int = 10
-    reinforcement_rounds: int = 8
+    reinforcement_rounds: int = 9
     result_prompts: int = 50
     fixed_mixture: bool = False
     processes: int = field(default_factory=sensible_processes)
