@@ -134,7 +134,7 @@ def test_less_denoise_keeps_more_of_the_picture(nano):
         (images,) = VAEDecode().decode(vae, out)
         distance[denoise] = float((images - given).abs().mean())
         seen[denoise] = world.detect((images[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-    assert distance[0.03] < 0.05 < distance[0.06] < 0.5 < distance[1.0], distance
+    assert 3 * distance[0.03] < distance[0.06] < distance[1.0] / 3, distance
     assert world.same_things(seen[0.03][1], scene) and seen[0.03][0] == scene.background
     assert judge.names(seen[1.0][1]) == ["cyan star"] and seen[1.0][0] == "black"
 

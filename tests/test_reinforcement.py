@@ -17,7 +17,15 @@ import nodes
 
 CPU = torch.device("cpu")
 FEW = reinforce.Settings(
-    prompts=2, group=4, steps=3, noises=1, kept=2, kinds=("single object", "image edit"), evaluate_every=0
+    prompts=2,
+    group=4,
+    steps=3,
+    passes=1,
+    updates=2,
+    noises=1,
+    kept=1,
+    kinds=("single object", "image edit"),
+    evaluate_every=0,
 )
 
 
@@ -112,10 +120,10 @@ def test_what_is_not_learned_is_held(training):
     """A round with a pull on it strays less there than one without; and it is of kinds that are not learned."""
     strayed = []
     for keep in (0.0, 30.0):
-        its = reinforce.Reinforcement(packed.PACKED, replace(FEW, keep=keep, kept=6, rate=1e-3), CPU)
+        its = reinforce.Reinforcement(packed.PACKED, replace(FEW, passes=2, keep=keep, kept=3, rate=1e-3), CPU)
         others = its.elsewhere("others")
         kinds = {prompt.kind for _, made in others for prompt in made.prompts}
-        assert len(kinds) == 6 and not kinds & set(FEW.kinds)
+        assert len(kinds) == 3 and not kinds & set(FEW.kinds)
         its.learn()
         with torch.no_grad():
             far = [its.strayed_elsewhere(*other, torch.Generator().manual_seed(1)) for other in others]

@@ -133,7 +133,7 @@ class Reinforcement:
         self.state = State(copy.deepcopy(self.start), settings.rate)
 
     def _has_words_for(self, kind: str) -> bool:
-        ids = {i for n in range(100) for i in self.tokenizer.ids(Prompt(kind, f"words {n}").sample.prompt)}
+        ids = {i for n in range(25) for i in self.tokenizer.ids(Prompt(kind, f"words {n}").sample.prompt)}
         return ids <= set(self.rows)
 
     def rollouts(self, trainee: Trainee, prompts: list[Prompt], each: int, seed: str) -> Iterator:
